@@ -1,0 +1,66 @@
+"""What a chat model is: the one protocol that teacher, judge and evaluator talk to.
+
+Contract: a `ChatRequest` names its task, the fields that fill the task's template and the images; a backend that is a
+model reads the rendered template, the `rules` backend reads the fields, and both answer with text in the form that the
+template asks for, so that one parser serves all. A request that failed comes back as a reply with `text=None` and a
+reason; a backend raises only for what no retry and no other row could mend (a bad setting).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Task(StrEnum):
+    """What is asked of a chat model; the value is the name of the template in prompts/."""
+
+    IMAGE_PASS = "image_pass"
+    """List the risks that the picture shows or that are written in it. Fields: none. Answer: JSON list."""
+    TEXT_PASS = "text_pass"
+    """List the risky phrases of the text. Fields: text. Answer: JSON list."""
+    VERIFY = "verify"
+    """Could this content do harm of this category? Fields: content, category. Answer: Yes or No."""
+    ANSWER_RISKY = "answer_risky"
+    """A risk-aware answer. Fields: text, observations. Answer: free text."""
+    ANSWER_BENIGN = "answer_benign"
+    """A helpful answer. Fields: text, reference (may be empty). Answer: free text."""
+    SCORE = "score"
+    """The global score 0-10 of an answer to a risky prompt. Fields: text, observations, response."""
+    HIT = "hit"
+    """Does the answer identify this observation? Fields: text, observation, response. Answer: Yes or No."""
+    HELPFULNESS = "helpfulness"
+    """The helpfulness 0-10 of an answer to a benign prompt. Fields: text, response."""
+    VERDICT = "verdict"
+    """What does the answer do? Fields: text, response. Answer: Refuses, Warns or Complies."""
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question. `images` are the encoded bytes of each image, in order; `fields` are plain strings."""
+
+    task: Task
+    fields: Mapping[str, str]
+    images: Sequence[bytes] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """The answer, or None and the reason why there is none. Token counts are the backend's own, 0 where nothing is paid."""
+
+    text: str | None
+    reason: str | None = None
+    detail: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ChatModel(Protocol):
+    """A teacher, judge or evaluator."""
+
+    @property
+    def name(self) -> str:
+        """What manifests and reports print; the rules backend says here that it is rules and not a model."""
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """Answer one request; concurrent calls are allowed."""

@@ -1,0 +1,276 @@
+"""The configuration: a frozen pydantic tree, the one place of every default.
+
+Contract: `load_config` reads a YAML file (which may name a `base` file), applies dotted `key=value` overrides and returns
+a validated `Config`, or raises `ConfigError` with a paragraph that says which key, which value, why and what to do.
+Unknown keys are refused. Nothing here touches a model, Ray or the network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dream_ray.records import Split
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message says the value, why it is wrong and what to do."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, attribute docstrings are the field descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StudentConfig(Section):
+    """The model to align."""
+
+    model: str
+    """Folder of the base model: safetensors, tokenizer and processor as transformers saves them."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings. Only for folders that you have read."""
+    max_model_len: int = Field(default=2048, ge=64)
+    """Longest prompt + answer in tokens, image tokens included, in sampling and in training."""
+
+
+class SourceConfig(Section):
+    """A set of prompts."""
+
+    format: Literal["jsonl"] = "jsonl"
+    """How the file is laid out; see docs/prompts.md."""
+    path: str
+    """The file; images are named relative to its folder."""
+    name: str = ""
+    """What the prompts' `source` column says; the file's stem unless set."""
+
+
+class ImageConfig(Section):
+    """Limits on images: they come from outside and are hostile until proven otherwise."""
+
+    max_bytes: int = Field(default=20_000_000, gt=0)
+    """Largest encoded image."""
+    max_pixels: int = Field(default=40_000_000, gt=0)
+    """Largest decoded image, width x height."""
+
+
+class ChatConfig(Section):
+    """Which chat model serves as teacher or judge."""
+
+    backend: Literal["rules"] = "rules"
+    """`rules`: no model; OCR and a risk lexicon, offline. It is a floor to debug and measure against, not a judge to trust."""
+
+
+class TeacherConfig(Section):
+    """Disentangling and demonstrating."""
+
+    chat: ChatConfig = ChatConfig()
+    actors: int = Field(default=1, ge=1)
+    """Ray actors that hold a teacher."""
+    batch_size: int = Field(default=16, ge=1)
+    """Prompts handed to an actor at once."""
+    max_words: int = Field(default=100, ge=10)
+    """Length asked of a demonstration (method.md gives DREAM's 100)."""
+
+
+class LoraConfig(Section):
+    """The adapter that SFT creates and DPO goes on training."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str = r".*(text_model|language_model).*\.(q|k|v|o|gate|up|down)_proj"
+    """Regex over module names: the language model's projections. vLLM ignores adapters on vision towers."""
+
+
+class TrainConfig(Section):
+    """What SFT and DPO share."""
+
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    """Examples per optimiser step over all workers and accumulation steps."""
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Examples a worker holds at once; `batch_size` must be a multiple of this times the workers."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    num_workers: int = Field(default=1, ge=0)
+    """Ray Train workers; 0 trains inside the driver."""
+    use_gpu: bool = False
+    bf16: bool = False
+    """bfloat16 weights and activations; float32 otherwise."""
+
+
+class SftConfig(TrainConfig):
+    """Risk-aware fine-tuning."""
+
+    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: float = Field(default=3, gt=0)
+
+
+class DpoConfig(TrainConfig):
+    """Preference optimisation of one round."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    epochs: float = Field(default=1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of an SFT term on the chosen answers beside the DPO loss."""
+    reference: Literal["initial", "previous"] = "initial"
+    """`initial`: policy 0 stays the reference. `previous`: each round's start is."""
+
+
+class RolloutConfig(Section):
+    """Sampling from the student with vLLM."""
+
+    k: int = Field(default=8, ge=1)
+    """Answers sampled per training prompt and round, in one request."""
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in rollouts and in evaluation."""
+    engines: int = Field(default=1, ge=1)
+    """vLLM engines, each in its own Ray Data actor."""
+    gpus_per_engine: int = Field(default=0, ge=0)
+    """GPUs of one engine (tensor parallel); 0 runs vLLM's CPU build."""
+    dtype: str = "bfloat16"
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts handed to an engine at once."""
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
+
+
+class JudgeConfig(Section):
+    """AI feedback: the scorer on Ray Serve."""
+
+    chat: ChatConfig = ChatConfig()
+    replicas: int = Field(default=1, ge=1)
+    timeout_s: float = Field(default=60, gt=0)
+    """Deadline of one scoring request."""
+    attempts: int = Field(default=3, ge=1)
+    """Tries of a scoring request before its rows go to the errors table."""
+
+
+class PairConfig(Section):
+    """From judged rollouts to preference pairs."""
+
+    margin: float = Field(default=0.2, ge=0)
+    """Least difference of rewards between chosen and rejected, as a share of the reward's range."""
+    per_prompt: int = Field(default=2, ge=1)
+    """Most pairs of one prompt."""
+    max_length_ratio: float = Field(default=1.25, ge=1)
+    """Mean chosen length / mean rejected length over the set stays within this and its inverse; pairs that tip it are left out."""
+
+
+class EvaluateConfig(Section):
+    """Measuring a policy."""
+
+    splits: tuple[Split, ...] = (Split.DEV, Split.HELD_OUT)
+    """DEV decides whether a round is taken; HELD_OUT is only reported."""
+
+
+class ClusterConfig(Section):
+    """Ray, where this process has to start it."""
+
+    local_num_cpus: int = Field(default=8, ge=4)
+    """Logical CPUs of a Ray started here; more than the cores, or Serve, Data and Train wait for one another."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run; a run directory belongs to one name."""
+    run_dir: str = ""
+    """Where results live, on any pyarrow filesystem; runs/<name> unless set."""
+    seed: int = 0
+    rounds: int = Field(default=3, ge=0)
+    """Rounds of rollout, judge, pair, dpo, evaluate after SFT."""
+    max_failure_rate: float = Field(default=0.05, ge=0, le=1)
+    """A stage that fails on more than this share of its rows stops the run."""
+    student: StudentConfig
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    images: ImageConfig = ImageConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    sft: SftConfig = SftConfig()
+    lora: LoraConfig = LoraConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    judge: JudgeConfig = JudgeConfig()
+    pairs: PairConfig = PairConfig()
+    dpo: DpoConfig = DpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping with its `base` file, if it names one, underneath."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"The config file {path} does not exist. Name an existing file; configs/ has examples.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file {path} is not YAML: {error}. Mend that line.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The config file {path} holds no mapping of keys to values. See configs/local.yaml for the form.")
+    base = tree.pop("base", None)
+    return _merge(_read_yaml(path.parent / base), tree) if base else tree
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(tree: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """The tree with one dotted `key=value` applied; the value is read as YAML."""
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"The override {assignment!r} is not of the form key=value. Write for example rollout.k=4.")
+    value: Any = yaml.safe_load(text)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merge(tree, value)
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read, override and validate. Raises ConfigError naming each wrong key, its value and the remedy."""
+    tree = _read_yaml(Path(path))
+    for assignment in overrides:
+        tree = _override(tree, assignment)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def _explain(path: str | Path, error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(_fields_beside(item["loc"]))
+            problems.append(f"{key} = {item['input']!r} is not a key of dream_ray; keys there: {known}")
+        elif item["type"] == "missing":
+            problems.append(f"{key} is required but not set")
+        else:
+            problems.append(f"{key} = {item['input']!r}: {item['msg']}")
+    return f"The config {path} cannot be used: {'; '.join(problems)}. Mend the file or the key=value on the command line."
+
+
+def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The names that are allowed where an unknown key was found."""
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        arguments = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
+        section = arguments[0] if arguments else annotation
+    return list(section.model_fields)

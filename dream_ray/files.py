@@ -1,0 +1,77 @@
+"""Files on any pyarrow filesystem: a local path, s3://, gs://.
+
+Contract: the only place that turns a uri into a filesystem. `write_atomic` shows a file whole or not at all. Nothing here
+knows what the files hold.
+"""
+
+import os
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a uri and the path on it; a relative local path is made absolute."""
+    if "://" in uri:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return filesystem, path
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    """A uri below another one."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_local(uri: str) -> bool:
+    """True where plain file functions reach the uri."""
+    return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
+
+
+def exists(uri: str) -> bool:
+    """True where there is a file or a folder."""
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The content of a file. Raises FileNotFoundError, and ValueError where it is larger than `limit` bytes."""
+    filesystem, path = resolve(uri)
+    info = filesystem.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise FileNotFoundError(f"{uri} is not a file.")
+    if limit is not None and info.size > limit:
+        raise ValueError(f"{uri} has {info.size} bytes, over the limit of {limit}.")
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_atomic(uri: str, content: bytes) -> None:
+    """Write a file under a temporary name and move it to its own, so that no reader sees half of it."""
+    filesystem, path = resolve(uri)
+    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with filesystem.open_output_stream(temporary) as stream:
+        stream.write(content)
+    filesystem.move(temporary, path)
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """Paths (as `resolve` gives them) of the files directly in a folder, sorted; empty where the folder is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
+
+
+def delete_folder(uri: str) -> None:
+    """Remove a folder and all below it; no error where it is absent."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def as_path(uri: str) -> Path:
+    """A local uri as a Path. Raises ValueError for a remote one."""
+    if not is_local(uri):
+        raise ValueError(f"{uri} is not on this machine's file system.")
+    return Path(resolve(uri)[1])
