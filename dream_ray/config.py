@@ -70,10 +70,10 @@ class TeacherConfig(Section):
     chat: ChatConfig = ChatConfig()
     actors: int = Field(default=1, ge=1)
     """Ray actors that hold a teacher."""
-    batch_size: int = Field(default=16, ge=1)
-    """Prompts handed to an actor at once."""
     max_words: int = Field(default=100, ge=10)
-    """Length asked of a demonstration (method.md gives DREAM's 100)."""
+    """Length asked of a demonstration; the answers released with DREAM show that their teacher was told 100."""
+    benign_ratio: float = Field(default=1.0, ge=0)
+    """Least benign demonstrations per risky one; risky ones beyond it are left out, or the student learns to refuse."""
 
 
 class LoraConfig(Section):
@@ -138,8 +138,6 @@ class RolloutConfig(Section):
     gpus_per_engine: int = Field(default=0, ge=0)
     """GPUs of one engine (tensor parallel); 0 runs vLLM's CPU build."""
     dtype: str = "bfloat16"
-    batch_size: int = Field(default=32, ge=1)
-    """Prompts handed to an engine at once."""
     kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
 
@@ -190,6 +188,8 @@ class Config(Section):
     seed: int = 0
     rounds: int = Field(default=3, ge=0)
     """Rounds of rollout, judge, pair, dpo, evaluate after SFT."""
+    part_rows: int = Field(default=32, ge=1)
+    """Prompts of one part: the unit that an actor takes at once and that is written as one file."""
     max_failure_rate: float = Field(default=0.05, ge=0, le=1)
     """A stage that fails on more than this share of its rows stops the run."""
     student: StudentConfig
@@ -211,11 +211,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"The config file {path} does not exist. Name an existing file; configs/ has examples.") from None
+        raise ConfigError(
+            f"The config file {path} does not exist. Name an existing file; configs/ has examples."
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"The config file {path} is not YAML: {error}. Mend that line.") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"The config file {path} holds no mapping of keys to values. See configs/local.yaml for the form.")
+        raise ConfigError(
+            f"The config file {path} holds no mapping of keys to values. See configs/local.yaml for the form."
+        )
     base = tree.pop("base", None)
     return _merge(_read_yaml(path.parent / base), tree) if base else tree
 
@@ -261,7 +265,9 @@ def _explain(path: str | Path, error: ValidationError) -> str:
             problems.append(f"{key} is required but not set")
         else:
             problems.append(f"{key} = {item['input']!r}: {item['msg']}")
-    return f"The config {path} cannot be used: {'; '.join(problems)}. Mend the file or the key=value on the command line."
+    return (
+        f"The config {path} cannot be used: {'; '.join(problems)}. Mend the file or the key=value on the command line."
+    )
 
 
 def _fields_beside(location: tuple[int | str, ...]) -> list[str]:

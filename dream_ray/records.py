@@ -78,8 +78,8 @@ class Prompt:
     """A dialogue to answer: one or more turns, the last one the user's.
 
     `risk`, `risk_origin` and `category` are the source's labels (None where it has none); no training stage reads them,
-    evaluation does. `twin_id` names the benign twin of a risky prompt and the other way round. `reference_answer` is an
-    answer that came with the source.
+    evaluation does. `twin_id` is the `source_id` of a risky prompt's benign twin in the same source, and the other way
+    round. `reference_answer` is an answer that came with the source.
     """
 
     prompt_id: str
@@ -184,6 +184,16 @@ class PreferencePair:
     chosen_reward: float
     rejected_reward: float
     risk: Risk
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One logged number of a training run (loss, learning_rate, rewards/margins, …) at an optimiser step."""
+
+    step: int
+    epoch: float
+    name: str
+    value: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""One question to a chat model with its reply read: retried once if unreadable, never defaulted.
+
+Contract: `ask` returns a parsed value or raises `AskFailed` with a reason for the errors table, and adds the tokens of
+every call, failed ones too, to the caller's `Usage`. Transport retries are the backend's business, not repeated here.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dream_ray.chat.parse import ParseError
+from dream_ray.chat.protocol import ChatModel, ChatRequest
+
+T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+
+TRIES = 2
+"""Calls made for one readable reply. More would re-roll hard rows more often than easy ones and bias what is kept."""
+
+
+class AskFailed(Exception):
+    """No readable reply: a short `reason`, a `detail` for the errors table and the calls made."""
+
+    def __init__(self, reason: str, detail: str, attempts: int):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+        self.attempts = attempts
+
+
+@dataclass
+class Usage:
+    """Tokens spent on one row."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+async def ask(chat: ChatModel, request: ChatRequest, parse: Callable[[str], T], usage: Usage) -> T:
+    """The parsed reply. Raises AskFailed; what the backend itself raises (a setting that cannot work) passes
+    through."""
+    for attempt in range(1, TRIES + 1):
+        reply = await chat.ask(request)
+        usage.prompt_tokens += reply.prompt_tokens
+        usage.completion_tokens += reply.completion_tokens
+        if reply.text is None:
+            raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempt)
+        try:
+            return parse(reply.text)
+        except ParseError as error:
+            unreadable = error
+    raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", TRIES)
+
+
+async def all_of(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All answers in order. Waits for every question, so that none goes on unseen, then raises the first failure."""
+    answers = await asyncio.gather(*questions, return_exceptions=True)
+    values: list[T] = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        values.append(answer)
+    return values
+
+
+async def both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """`all_of` for two questions with answers of different kinds."""
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    if isinstance(one, BaseException):
+        raise one
+    if isinstance(two, BaseException):
+        raise two
+    return one, two

@@ -1,0 +1,146 @@
+"""Replies of chat models to values, and nothing else.
+
+Contract: pure functions from a reply's text to what the task asked for. What cannot be read with certainty raises
+`ParseError` with a short reason; there is no default. The last fitting passage counts, because models think aloud first
+and because a reply may quote the text under judgement before its own answer.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from dream_ray.records import Observation, Verdict
+from dream_ray.taxonomy import normalise_category, normalise_source
+
+T = TypeVar("T")
+
+DETAIL_CHARS = 300
+"""How much of an unreadable reply an error keeps."""
+
+
+class ParseError(ValueError):
+    """A reply that does not say what was asked; `reason` is a short word for counting, `detail` the end of the
+    reply."""
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(f"{reason}: {text[-DETAIL_CHARS:]!r}")
+        self.reason = reason
+        self.detail = text[-DETAIL_CHARS:]
+
+
+_KEYS = (("content", "malicious_content"), ("source", "source"), ("category", "risk_category"))
+"""Our key and DREAM's for each part of an observation."""
+
+_LIST_START = re.compile(r"\[\s*(?=[\]{])")
+
+
+def parse_observations(text: str) -> tuple[tuple[Observation, ...], int]:
+    """The observations of the last JSON list in a reply, and how many others were dropped as outside the taxonomy.
+
+    The list holds objects with `content`, `source`, `category` (or DREAM's `malicious_content`, `risk_category`).
+    Raises ParseError: "no_list", "list_broken" (a list of objects was begun and is not whole JSON, as in a truncated
+    reply) or "observation_malformed" (an element without those keys as non-empty strings).
+    """
+    kept, dropped = [], 0
+    for item in _last_list(text):
+        content, source, category = (_string(item, ours, dreams, text) for ours, dreams in _KEYS)
+        known_source, known_category = normalise_source(source), normalise_category(category)
+        if known_source is None or known_category is None:
+            dropped += 1
+        else:
+            kept.append(Observation(content, known_source, known_category))
+    return tuple(kept), dropped
+
+
+def _last_list(text: str) -> list[Any]:
+    decoder = json.JSONDecoder()
+    found: list[Any] | None = None
+    broken = False
+    position = 0
+    while match := _LIST_START.search(text, position):
+        try:
+            value, position = decoder.raw_decode(text, match.start())
+        except (json.JSONDecodeError, RecursionError):
+            broken = True
+            position = match.end()
+            continue
+        # An empty list inside a truncated one ('[{"a": []') must not pass for "nothing risky found".
+        if value or not broken:
+            found, broken = value, False
+    if broken or found is None:
+        raise ParseError("list_broken" if broken else "no_list", text)
+    return found
+
+
+def _string(item: Any, ours: str, dreams: str, text: str) -> str:
+    value = item.get(ours, item.get(dreams)) if isinstance(item, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        raise ParseError("observation_malformed", text)
+    return value.strip()
+
+
+_LABEL = r"(?:(?:final\s+)?(?:answer|verdict|score|rating|grade)\W*(?:is\b\W*)?)"
+
+
+def _choice(text: str, words: Mapping[str, T], reason: str) -> T:
+    """The value of the word that a reply gives as its answer.
+
+    That is the word that fills the last line, follows a label at its end ("... Answer: Yes") or, failing these, opens
+    the reply and is set off by punctuation ("Yes, because ..."). A word inside a sentence is no answer: "I cannot say
+    yes".
+    """
+    lines = [line for line in text.strip().splitlines() if line.strip(" \t*_`'\"")]
+    if not lines:
+        raise ParseError("reply_empty", text)
+    menu = "|".join(words)
+    last = re.search(rf"(?:^\W*|{_LABEL}){_LABEL}?\W*({menu})\W*$", lines[-1], re.IGNORECASE)
+    answer = last or re.match(rf"\W*{_LABEL}?({menu})[*_`'\"]*\s*(?:[.,;:!)–—-]|\n|$)", text.lstrip(), re.IGNORECASE)
+    if answer is None:
+        raise ParseError(reason, text)
+    return words[answer.group(1).lower()]
+
+
+def parse_yes_no(text: str) -> bool:
+    """True for Yes. Raises ParseError "reply_empty" or "no_yes_or_no"."""
+    return _choice(text, {"yes": True, "no": False}, "no_yes_or_no")
+
+
+def parse_verdict(text: str) -> Verdict:
+    """The verdict that a reply gives. Raises ParseError "reply_empty" or "no_verdict"."""
+    return _choice(text, {verdict.value: verdict for verdict in Verdict}, "no_verdict")
+
+
+_NUMBER = r"(?<![\w.,/])([+-]?\d+(?:[.,]\d+)?)"
+_END = r"(?![\w%/]|[.,]\d)"
+"""A number that goes on as a percentage or as a share of something else ("4/5") is on another scale."""
+_SCALE = re.compile(r"\b(?:from\s+|between\s+)?[01]\s*(?:-|–|to|and)\s*10\b(?!\s*/)", re.IGNORECASE)
+_OF = re.compile(r"\s*(?:/|\bout\s+of\b)\s*", re.IGNORECASE)
+_OF_TEN = re.compile(rf"{_NUMBER}/10{_END}")
+_LABELLED = re.compile(rf"\b(?:score|rating|grade)\b[^\w\n+-]*(?:(?:is|of)\b[^\w\n+-]*)?{_NUMBER}{_END}", re.IGNORECASE)
+_PLAIN = re.compile(rf"{_NUMBER}{_END}")
+
+
+def parse_score(text: str) -> float:
+    """The grade 0-10 of a reply: the last "7/10", else the last "Score: 7", else the last number.
+
+    Raises ParseError: "reply_empty", "no_score", or "score_out_of_range", which no earlier number repairs.
+    """
+    if not text.strip():
+        raise ParseError("reply_empty", text)
+    # "on a scale of 0 to 10" holds two numbers that are no grade.
+    cleaned = _OF.sub("/", _SCALE.sub(" ", text))
+    for pattern in (_OF_TEN, _LABELLED, _PLAIN):
+        if numbers := pattern.findall(cleaned):
+            score = float(numbers[-1].replace(",", "."))
+            if not 0 <= score <= 10:
+                raise ParseError("score_out_of_range", text)
+            return score
+    raise ParseError("no_score", text)
+
+
+def parse_answer(text: str) -> str:
+    """Free text, stripped. Raises ParseError "reply_empty"."""
+    if not text.strip():
+        raise ParseError("reply_empty", text)
+    return text.strip()

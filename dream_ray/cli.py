@@ -1,0 +1,136 @@
+"""The command line. Every command says what it did, exits 0, 1 (a stage failed), 2 (a setting cannot work) or 130.
+
+Contract: parses, calls, prints; no logic of its own. Heavy imports (Ray, torch) happen after the settings are checked, so
+that a typing error costs seconds.
+"""
+
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dream_ray import files
+from dream_ray.config import ConfigError, load_config
+
+app = typer.Typer(
+    help="Safety alignment of multimodal LLMs by the DREAM method, on Ray.\n\n"
+    "On a laptop: `dream-ray student build/student`, `dream-ray demo-prompts build/demo`, then "
+    "`dream-ray run configs/local.yaml`. The run can be stopped at any time; the same command goes on.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+OK, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Where results live: a folder, s3:// or gs://.")] = None,
+) -> None:
+    """Run the loop, or go on with it where it ended.
+
+    Example: dream-ray run configs/local.yaml rounds=1 rollout.k=4 --run-dir runs/try
+    """
+    raise typer.Exit(run_loop(str(config), overrides or [], run_dir))
+
+
+@app.command()
+def student(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    seed: Annotated[int, typer.Option(help="Of the random vision tower.")] = 0,
+) -> None:
+    """Build the local student: SmolLM2-135M-Instruct under the SmolVLM architecture, with an untrained vision tower."""
+    from dream_ray.train.local_student import build_local_student
+
+    print(f"student: {build_local_student(folder, seed)}")
+
+
+@app.command("demo-prompts")
+def demo_prompts(folder: Annotated[Path, typer.Argument(help="Where the prompts and pictures go.")]) -> None:
+    """Write the demo prompts: mild, generated, the same every time."""
+    from dream_ray.sources.demo import write_demo
+
+    print(f"prompts: {write_demo(folder)}")
+
+
+def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
+    """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    for name in ("httpx", "httpcore", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    start = time.monotonic()
+    try:
+        config = load_config(config_path, overrides)
+        target = run_dir or config.run_dir or f"runs/{config.name}"
+        from dream_ray.pipeline import preflight
+        from dream_ray.pipeline.store import RunStore
+
+        preflight.check(config)
+        RunStore(target).claim(config)
+    except ConfigError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return UNUSABLE
+
+    from dream_ray.pipeline.cluster import connected, scorer
+    from dream_ray.pipeline.driver import align
+    from dream_ray.pipeline.parts import StageFailed
+    from dream_ray.pipeline.reporting import write_report
+    from dream_ray.pipeline.run import Run
+
+    try:
+        with connected(config), scorer(config) as scorer_url:
+            current = Run(config, target)
+            result = align(current, scorer_url)
+            report = write_report(current, result)
+    except StageFailed as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
+        return STOPPED
+    _print_result(current, result, report, time.monotonic() - start)
+    return OK
+
+
+def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:  # noqa: F821
+    """Where the time went, the rounds and the numbers, as tables."""
+    from rich.table import Table
+
+    from dream_ray.evaluate.table import render_table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    times = Table(title="where the time went", title_justify="left")
+    for column in ("stages", "rows", "failed", "seconds"):
+        times.add_column(column, justify="left" if column == "stages" else "right")
+    shown: set[str] = set()
+    for done in current.history:
+        if done.ref.key in shown:
+            continue
+        together = (done.ref.key, *done.manifest.passed_with)
+        shown |= set(together)
+        rows = str(done.manifest.rows_out)
+        times.add_row("\n".join(together), rows, str(done.manifest.failed), f"{done.manifest.seconds:.0f}")
+    console.print(times)
+    console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
+    for round_row in result.rounds:
+        console.print(f"round {round_row.number}: {round_row.reason}", highlight=False)
+    console.print(
+        f"final policy: {result.standing.name} ({result.standing.adapter or result.standing.model})", soft_wrap=True
+    )
+    console.print(
+        f"report: {files.resolve(report)[1] if files.is_local(report) else report} ({seconds:.0f} s)", soft_wrap=True
+    )
+
+
+def _as_interrupt(signum: int, frame: object) -> None:
+    """A spot machine's SIGTERM ends a run as Ctrl-C does: cleanly and resumable."""
+    raise KeyboardInterrupt

@@ -1,0 +1,64 @@
+"""The metrics of a run as tables for the terminal.
+
+Contract: `render_table` returns something that rich prints; it reads `Metric` rows and nothing else.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric, gap_interval, safety_gap
+from dream_ray.records import Metric, Split
+
+NOT_KNOWN = "–"
+"""Printed where a share has no rows."""
+
+
+def policies_of(metrics: Sequence[Metric]) -> list[str]:
+    """The policies in the order in which they first occur, which is the order of the run."""
+    return list(dict.fromkeys(metric.policy for metric in metrics))
+
+
+def format_share(metric: Metric | None) -> str:
+    """ "83 % [71, 91] n=48", with the rows that have no verdict where there are some."""
+    if metric is None:
+        return NOT_KNOWN
+    unjudged = f" ({metric.unjudged} unjudged)" if metric.unjudged else ""
+    if metric.value is None or metric.low is None or metric.high is None:
+        return f"{NOT_KNOWN} n=0{unjudged}"
+    return f"{metric.value:.0%} [{100 * metric.low:.0f}, {100 * metric.high:.0f}] n={metric.n}{unjudged}"
+
+
+def format_gap(metrics: Sequence[Metric], split: str, label: str = ALL) -> str:
+    """ "+0.71 [+0.55, +0.82]" of one policy's metrics."""
+    gap, interval = safety_gap(metrics, split, label), gap_interval(metrics, split, label)
+    if gap is None or interval is None:
+        return NOT_KNOWN
+    return f"{gap:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def render_table(rows: Sequence[Metric]) -> Group:
+    """A table per split, and one by the origin of the risk for the held-out split; policies in the order of the rows."""
+    splits = [split for split in Split if any(row.split == split for row in rows)]
+    tables = [_table(rows, split, (ALL,), f"{split.value}: all prompts") for split in splits]
+    if Split.HELD_OUT in splits:
+        present = {row.slice for row in rows if row.split == Split.HELD_OUT}
+        labels = [label for label in ORIGIN_SLICES if label in present]
+        tables.append(_table(rows, Split.HELD_OUT, labels, "held_out: by origin of the risk"))
+    return Group(*tables)
+
+
+def _table(rows: Sequence[Metric], split: Split, labels: Sequence[str], title: str) -> Table:
+    by_origin = tuple(labels) != (ALL,)
+    table = Table(title=title, title_justify="left", caption="shares with 95 % intervals", caption_justify="left")
+    for column in (("origin",) if by_origin else ()) + ("policy", "safe", "over-refusal", "gap"):
+        table.add_column(column)
+    for label in labels:
+        for policy in policies_of(rows):
+            own = [row for row in rows if row.policy == policy]
+            shares = [format_share(find_metric(own, split, name, label)) for name in ("safe", "over_refusal")]
+            first = (label,) if by_origin else ()
+            table.add_row(*first, policy, *shares, format_gap(own, split, label))
+        table.add_section()
+    return table

@@ -1,0 +1,69 @@
+"""The connection to Ray and the scorer on it: opened for a run, closed whatever happens.
+
+Contract: `connected` joins the cluster that RAY_ADDRESS or `ray start` names and starts a local one only where there is
+none; it ends what it started. The scorer starts at its first use.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from dream_ray.config import Config
+
+log = logging.getLogger(__name__)
+
+# Models are read from folders; no worker asks a hub.
+WORKER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Ray for the length of a run."""
+    runtime_env = {"env_vars": WORKER_ENVIRONMENT}
+    try:
+        ray.init(address="auto", runtime_env=runtime_env, logging_level=logging.WARNING)
+        log.info("ray: joined the cluster at %s", ray.get_runtime_context().gcs_address)
+    except ConnectionError:
+        ray.init(
+            num_cpus=config.cluster.local_num_cpus,
+            include_dashboard=False,
+            runtime_env=runtime_env,
+            logging_level=logging.WARNING,
+        )
+        log.info("ray: started on this machine, with %d logical CPUs", config.cluster.local_num_cpus)
+    _quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Ray Data's progress bars and plans give way to the stages' own progress lines."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+@contextmanager
+def scorer(config: Config) -> Iterator[Callable[[], str]]:
+    """A function that gives the scorer's address and starts it at its first call; stopped at the end."""
+    from dream_ray.feedback.scorer import ScorerHandle, start_scorer, stop_scorer
+
+    running: list[ScorerHandle] = []
+
+    def url() -> str:
+        if not running:
+            running.append(start_scorer(config.judge, config.images))
+            log.info("scorer: %s at %s", running[0].judge, running[0].url)
+        return running[0].url
+
+    try:
+        yield url
+    finally:
+        if running:
+            stop_scorer()

@@ -1,0 +1,219 @@
+"""The stages before training: ingest, disentangle, demonstrate.
+
+Contract: each function takes the run and the finished stages it reads, and returns its own finished stage; called again
+with the same settings it returns at once. What happens to a row is in sources/ and teacher/; here is only where rows come
+from and go to.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from dream_ray.outcomes import struct_of
+from dream_ray.pipeline.parts import (
+    Target,
+    WorkItem,
+    digest_of,
+    in_splits,
+    part_name,
+    part_rows,
+    read_part,
+    run_pass,
+    write_part,
+)
+from dream_ray.pipeline.run import Done, Outcome, Run
+from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
+from dream_ray.sources.ingest import Ingest, blocks, raw_table
+from dream_ray.teacher.demonstrate import DemonstrateActor
+from dream_ray.teacher.disentangle import DisentangleActor
+
+
+def labelled(table: pa.Table, job: str, part: str) -> pa.Table:
+    """A table with the columns that route its rows to their files."""
+    for name, value in (("job", job), ("part", part)):
+        table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
+
+
+def route_of(block: pa.Table) -> tuple[str, str]:
+    """The job and part that all rows of a block belong to."""
+    row = block.select(["job", "part"]).slice(0, 1).to_pylist()[0]
+    return row["job"], row["part"]
+
+
+class KeepRoute:
+    """Wraps a teacher's actor, which maps prompts to outcomes, so that the block's route stays with it."""
+
+    def __init__(self, actor: type, *arguments: Any):
+        self._actor = actor(*arguments)
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        return labelled(await self._actor(block.drop_columns(["job", "part"])), *route_of(block))
+
+
+def _actors(run: Run) -> dict[str, Any]:
+    """How Ray Data runs the teacher: a pool of actors that each take one part at a time."""
+    return {
+        "batch_format": "pyarrow",
+        "batch_size": None,
+        "compute": ray.data.ActorPoolStrategy(size=run.config.teacher.actors),
+    }
+
+
+def ingest(run: Run) -> Done:
+    """All prompts of all sources, in parts; every image in the run's image store."""
+    config = run.config
+    settings = {
+        "sources": [
+            source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
+            for source in config.sources
+        ],
+        "images": config.images.model_dump(mode="json"),
+        "part_rows": config.part_rows,
+    }
+    plan = run.plan("ingest", 1, settings, {})
+    if done := run.done(plan):
+        return done
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        source_index = int(part)
+        for split, index, rows in blocks(config.sources[source_index], config.part_rows):
+            yield labelled(raw_table(rows), job, part_name(split, source_index, index))
+
+    opener = Ingest(config.images, run.store.images_uri)
+
+    def open_images(block: pa.Table) -> pa.Table:
+        return labelled(opener(block), *route_of(block))
+
+    items = [
+        WorkItem("ingest", str(index), sum(len(rows) for _, _, rows in blocks(source, config.part_rows)))
+        for index, source in enumerate(config.sources)
+    ]
+    target = Target(plan.ref, Prompt, "ingest", "record", "ingest")
+
+    def work() -> Mapping[str, Outcome]:
+        tallies = run_pass(
+            "ingest",
+            items,
+            read,
+            lambda dataset: dataset.map_batches(open_images, batch_format="pyarrow", batch_size=None),
+            [target],
+            config.max_failure_rate,
+        )
+        return {"ingest": Outcome(tallies["ingest"])}
+
+    return run.carry_out([plan], work)[0]
+
+
+def disentangle(run: Run, prompts: Done) -> Done:
+    """What is risky in each prompt, where it stands, which category."""
+    config = run.config
+    plan = run.plan("disentangle", 1, {}, {"prompts": prompts}, config.teacher.chat)
+    if done := run.done(plan):
+        return done
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        table = read_part(prompts.ref.data_uri, part)
+        if table is not None:
+            yield labelled(table, job, part)
+
+    items = [WorkItem("disentangle", part, rows) for part, rows in part_rows(prompts.ref.data_uri).items()]
+    target = Target(plan.ref, Disentanglement, "disentangle", "record", "disentangle")
+
+    def work() -> Mapping[str, Outcome]:
+        tallies = run_pass(
+            "disentangle",
+            items,
+            read,
+            lambda dataset: dataset.map_batches(
+                KeepRoute, fn_constructor_args=(DisentangleActor, config.teacher, config.images), **_actors(run)
+            ),
+            [target],
+            config.max_failure_rate,
+        )
+        return {"disentangle": Outcome(tallies["disentangle"])}
+
+    return run.carry_out([plan], work)[0]
+
+
+def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
+    """The answers that SFT teaches, to training prompts, with at least `benign_ratio` benign ones per risky one."""
+    config = run.config
+    settings = {"max_words": config.teacher.max_words, "benign_ratio": config.teacher.benign_ratio}
+    plan = run.plan("demonstrate", 1, settings, {"prompts": prompts, "observed": observed}, config.teacher.chat)
+    if done := run.done(plan):
+        return done
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        rows = join_observations(prompts.ref.data_uri, observed.ref.data_uri, part)
+        if rows:
+            yield labelled(pa.Table.from_pylist(rows, schema=WITH_OBSERVATIONS), job, part)
+
+    target = Target(plan.ref, Demonstration, "demonstrate", "record", "demonstrate")
+
+    def work() -> Mapping[str, Outcome]:
+        tallies = run_pass(
+            "demonstrate",
+            training_items("demonstrate", observed),
+            read,
+            lambda dataset: dataset.map_batches(
+                KeepRoute, fn_constructor_args=(DemonstrateActor, config.teacher, config.images), **_actors(run)
+            ),
+            [target],
+            config.max_failure_rate,
+        )
+        left_out = ray.get(_balance_demonstrations.remote(plan.ref.data_uri, config.teacher.benign_ratio))
+        tallies["demonstrate"].rows_out -= left_out
+        return {"demonstrate": Outcome(tallies["demonstrate"], {"left_out_by_benign_ratio": left_out})}
+
+    return run.carry_out([plan], work)[0]
+
+
+def training_items(job: str, stage: Done) -> list[WorkItem]:
+    """A work item for each training part of a stage."""
+    rows = part_rows(stage.ref.data_uri)
+    return [WorkItem(job, part, count) for part, count in rows.items() if in_splits(part, (Split.TRAIN,))]
+
+
+@ray.remote(num_cpus=1)
+def _balance_demonstrations(folder_uri: str, benign_ratio: float) -> int:
+    """Leave out risky demonstrations, the highest prompt ids first, until the ratio holds; how many were left out.
+
+    Reads the ids and risks of all parts at once: some tens of bytes a row.
+    """
+    parts = {part: read_part(folder_uri, part) for part in part_rows(folder_uri)}
+    risky: list[str] = []
+    benign = 0
+    for table in parts.values():
+        for row in table.select(["prompt_id", "risk"]).to_pylist():
+            if row["risk"] == Risk.RISKY:
+                risky.append(row["prompt_id"])
+            else:
+                benign += 1
+    keep = len(risky) if benign_ratio == 0 else min(len(risky), int(benign / benign_ratio))
+    left_out = pa.array(sorted(risky)[keep:], pa.string())
+    if len(left_out):
+        for part, table in parts.items():
+            write_part(folder_uri, part, table.filter(pc.invert(pc.is_in(table["prompt_id"], value_set=left_out))))
+    return len(left_out)
+
+
+WITH_OBSERVATIONS = pa.schema([("prompt", struct_of(Prompt)), ("observations", pa.list_(struct_of(Observation)))])
+"""The columns of prompts joined with what was observed in them."""
+
+
+def join_observations(prompts_uri: str, observations_uri: str, part: str) -> list[dict[str, Any]]:
+    """A part's prompts with their observations, as rows of `prompt` and `observations`; a prompt without one drops out."""
+    prompts, observed = read_part(prompts_uri, part), read_part(observations_uri, part)
+    if prompts is None or observed is None:
+        return []
+    by_id = {row["prompt_id"]: row["observations"] for row in observed.to_pylist()}
+    return [
+        {"prompt": row, "observations": by_id[row["prompt_id"]]}
+        for row in prompts.to_pylist()
+        if row["prompt_id"] in by_id
+    ]

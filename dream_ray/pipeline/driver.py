@@ -1,0 +1,74 @@
+"""The loop: ingest, disentangle, demonstrate, sft, then rounds of rollout, judge, pair, dpo, evaluate.
+
+Contract: `align` only composes stages and decides, after each round, which policy stands. Every stage returns at once where
+it is done, so `align` on the same run directory goes on where an earlier attempt ended. It holds metrics, never rows.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dream_ray.evaluate.metrics import accept_round
+from dream_ray.evaluate.report import RoundRow
+from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
+from dream_ray.pipeline.learning_stages import dpo, pair, sft
+from dream_ray.pipeline.run import Done, Run
+from dream_ray.pipeline.sampling_stages import answers_job, evaluate, rollout_job, sample
+from dream_ray.records import Metric
+from dream_ray.train.policy import Policy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """What a run found: every policy's metrics in the order of the run, the rounds, and the policy that stands."""
+
+    standing: Policy
+    metrics: dict[str, list[Metric]] = field(default_factory=dict)
+    rounds: list[RoundRow] = field(default_factory=list)
+    pairs: list[Done] = field(default_factory=list)
+    prompts: Done | None = None
+    observed: Done | None = None
+
+
+def align(run: Run, scorer_url: Callable[[], str]) -> Result:
+    """Run every stage that is not done. `scorer_url` gives the scorer's address, starting it where it does not run yet."""
+    config = run.config
+    prompts = ingest(run)
+    observed = disentangle(run, prompts)
+    demonstrations = demonstrate(run, prompts, observed)
+    standing_stage, initial = sft(run, prompts, demonstrations)
+    base = Policy("base", config.student.model, None)
+    result = Result(initial, prompts=prompts, observed=observed)
+
+    # The base model, policy 0 and its first rollouts share an engine: they differ by the adapter only.
+    jobs = [answers_job(config, base, None), answers_job(config, initial, standing_stage)]
+    jobs += [rollout_job(config, 1, initial, standing_stage)] if config.rounds else []
+    sampled = sample(run, jobs, prompts, observed, scorer_url)
+    for policy in (base, initial):
+        result.metrics[policy.name] = evaluate(run, policy, prompts, sampled[policy.name])[1]
+
+    for number in range(1, config.rounds + 1):
+        key = f"round-{number}"
+        if key not in sampled:
+            job = rollout_job(config, number, result.standing, standing_stage)
+            sampled |= sample(run, [job], prompts, observed, scorer_url)
+        pairs = pair(run, number, observed, sampled[key].rollouts, sampled[key].judgements)
+        result.pairs.append(pairs)
+        trained, candidate = dpo(run, number, prompts, pairs, standing_stage, result.standing, initial)
+
+        # Expecting that the round is taken, the next one's rollouts are drawn while the engine is there to evaluate it.
+        jobs = [answers_job(config, candidate, trained)]
+        jobs += [rollout_job(config, number + 1, candidate, trained)] if number < config.rounds else []
+        sampled |= sample(run, jobs, prompts, observed, scorer_url)
+        result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]
+
+        decision = accept_round(result.metrics[result.standing.name], result.metrics[candidate.name])
+        result.rounds.append(RoundRow(number, result.standing.name, candidate.name, decision.taken, decision.reason))
+        log.info("%s: %s", key, decision.reason)
+        if decision.taken:
+            result.standing, standing_stage = candidate, trained
+        else:
+            sampled.pop(f"round-{number + 1}", None)  # drawn from the refused policy
+    return result

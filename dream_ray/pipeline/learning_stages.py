@@ -1,0 +1,173 @@
+"""The stages that train, and the pairs that DPO reads: sft, pair, dpo.
+
+Contract: as in data_stages.py. Training itself is in train/; here are its inputs, its place in the run and its log as
+`TrainingStep` rows. A stage's adapter lies in <stage>/adapter.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from dream_ray import files
+from dream_ray.feedback.pairs import balance_lengths, make_pairs
+from dream_ray.outcomes import outcome_table
+from dream_ray.pipeline.data_stages import labelled, training_items
+from dream_ray.pipeline.parts import StageFailed, Tally, Target, part_rows, read_part, run_pass, write_part
+from dream_ray.pipeline.run import Done, Outcome, Run
+from dream_ray.pipeline.store import parquet_files
+from dream_ray.records import (
+    Disentanglement,
+    Judgement,
+    PreferencePair,
+    Risk,
+    Rollout,
+    TrainingStep,
+    from_table,
+    to_table,
+)
+from dream_ray.train.dpo import train_dpo
+from dream_ray.train.policy import Policy, merge_adapter
+from dream_ray.train.ray_adapter import TrainResult
+from dream_ray.train.sft import train_sft
+
+
+def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
+    """Risk-aware fine-tuning: policy 0."""
+    config = run.config
+    settings = _training_settings(run, config.student.model) | {"sft": config.sft.model_dump(mode="json")}
+    plan = run.plan("sft", 1, settings, {"prompts": prompts, "demonstrations": demonstrations})
+
+    def train() -> TrainResult:
+        return train_sft(
+            prompts=_training_parts(prompts),
+            demonstrations=parquet_files(demonstrations.ref.data_uri),
+            student=config.student,
+            lora=config.lora,
+            sft=config.sft,
+            images=config.images,
+            seed=config.seed,
+            output=plan.ref.uri,
+        )
+
+    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref.data_uri, train())})[0]
+    return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
+
+
+def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done) -> Done:
+    """The preference pairs of a round, lengths balanced over the set."""
+    config = run.config
+    key = f"round-{number}/pair"
+    inputs = {"observed": observed, "rollouts": rollouts, "judgements": judgements}
+    plan = run.plan(key, 1, config.pairs.model_dump(mode="json"), inputs)
+    if done := run.done(plan):
+        return done
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        tables = [read_part(done.ref.data_uri, part) for done in (observed, rollouts, judgements)]
+        if any(table is None for table in tables):
+            return
+        risk = {
+            row.prompt_id: Risk.RISKY if row.observations else Risk.BENIGN
+            for row in from_table(Disentanglement, tables[0])
+        }
+        found = make_pairs(risk, from_table(Rollout, tables[1]), from_table(Judgement, tables[2]), config.pairs)
+        if found:
+            yield labelled(outcome_table(PreferencePair, found), job, part)
+
+    target = Target(plan.ref, PreferencePair, key, "record", "pair")
+
+    def work() -> Mapping[str, Outcome]:
+        items = training_items(key, judgements)
+        tally = run_pass(key, items, read, lambda dataset: dataset, [target], config.max_failure_rate)[key]
+        left_out = ray.get(_balance_pairs.remote(plan.ref.data_uri, config.pairs.max_length_ratio))
+        tally.rows_out -= left_out
+        if not tally.rows_out:
+            raise StageFailed(
+                f"{key}: no pair could be made from {judgements.manifest.rows_out} judged answers: no prompt has two answers "
+                f"whose rewards differ by pairs.margin = {config.pairs.margin}. Raise rollout.k or rollout.temperature for "
+                "more contrast, or lower pairs.margin."
+            )
+        return {key: Outcome(tally, {"left_out_by_length": left_out})}
+
+    return run.carry_out([plan], work)[0]
+
+
+@ray.remote(num_cpus=1)
+def _balance_pairs(folder_uri: str, max_ratio: float) -> int:
+    """Leave out pairs until mean chosen and rejected lengths are balanced over all parts; how many were left out."""
+    parts = {part: read_part(folder_uri, part) for part in part_rows(folder_uri)}
+    pairs = {part: from_table(PreferencePair, table) for part, table in parts.items() if table is not None}
+    kept, left_out = balance_lengths([pair for found in pairs.values() for pair in found], max_ratio)
+    if left_out:
+        ids = {pair.pair_id for pair in kept}
+        for part, found in pairs.items():
+            write_part(folder_uri, part, to_table(PreferencePair, [pair for pair in found if pair.pair_id in ids]))
+    return len(left_out)
+
+
+def dpo(
+    run: Run, number: int, prompts: Done, pairs: Done, standing: Done, start: Policy, initial: Policy
+) -> tuple[Done, Policy]:
+    """One round of preference optimisation from the standing policy: policy `number`."""
+    config = run.config
+    key = f"round-{number}/dpo"
+    settings = _training_settings(run, config.student.model) | {
+        "dpo": config.dpo.model_dump(mode="json"),
+        "start": start.name,
+    }
+    plan = run.plan(key, 1, settings, {"prompts": prompts, "pairs": pairs, "standing": standing})
+    name = f"policy-{number}"
+    merged = files.join(plan.ref.uri, "merged")
+    fresh_adapter = config.dpo.reference == "previous"
+    done = run.done(plan)
+    if done is None:
+
+        def train() -> TrainResult:
+            # The reference of a new adapter is the model under it, so the standing policy is merged first.
+            base = merge_adapter(start, merged) if fresh_adapter else start
+            return train_dpo(
+                prompts=_training_parts(prompts),
+                pairs=parquet_files(pairs.ref.data_uri),
+                start=base,
+                reference=base if fresh_adapter else initial,
+                student=config.student,
+                lora=config.lora,
+                dpo=config.dpo,
+                images=config.images,
+                seed=config.seed + number,
+                output=plan.ref.uri,
+            )
+
+        done = run.carry_out([plan], lambda: {key: _logged(plan.ref.data_uri, train())})[0]
+    return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
+
+
+def _training_settings(run: Run, model: str) -> dict[str, Any]:
+    """What every training stage depends on besides its own section."""
+    config = run.config
+    return {
+        "student": config.student.model_dump(mode="json", exclude={"model"}) | {"content": run.model_digest(model)},
+        "lora": config.lora.model_dump(mode="json"),
+        "images": config.images.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+
+
+def _training_parts(prompts: Done) -> list[str]:
+    """The files of the training prompts."""
+    return [files.join(prompts.ref.data_uri, f"{item.part}.parquet") for item in training_items("", prompts)]
+
+
+def _logged(data_uri: str, result: TrainResult) -> Outcome:
+    """The training log as the stage's rows."""
+    steps = [
+        TrainingStep(int(entry["step"]), float(entry["epoch"]), name, float(value))
+        for entry in result.history
+        for name, value in sorted(entry.items())
+        if name not in ("step", "epoch")
+    ]
+    write_part(data_uri, "log", to_table(TrainingStep, steps))
+    extra = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
+    return Outcome(Tally(rows_out=len(steps)), extra)

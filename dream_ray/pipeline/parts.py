@@ -1,0 +1,269 @@
+"""How the stages share their rows: in parts of a few dozen prompts that keep their name from ingest to the pairs.
+
+Ingest cuts the prompts into parts; every later stage turns part N of its inputs into part N of its output. So a join of
+prompts, observations, rollouts and judgements is a join of small files with one name (no shuffle over the cluster), a
+retried task overwrites its own file instead of doubling rows, and samples of one prompt stay together.
+
+Contract: `run_pass` executes one Ray Data pass over a list of work items, writes each target's records and errors, and
+returns what was counted. It raises StageFailed where rows were lost or doubled, or where more rows failed than the
+config allows. Ray lives here; what happens to a row is in the functions that are passed in.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import ray.data
+
+from dream_ray import files
+from dream_ray.pipeline.store import StageRef
+from dream_ray.records import ErrorRow, schema_of
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+"""Least time between two progress lines of a pass."""
+
+Stages = Callable[[ray.data.Dataset], ray.data.Dataset]
+
+
+class StageFailed(RuntimeError):
+    """A stage that cannot go on; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One part to do. `job` says for which stage of the pass, `part` names the files, `rows` is how many rows to expect."""
+
+    job: str
+    part: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a pass writes one kind of record: rows of `job` whose struct column `column` is set, errors of `stage`."""
+
+    ref: StageRef
+    record_type: type
+    job: str
+    column: str
+    stage: str
+
+
+@dataclass
+class Tally:
+    """What a pass counted for one target."""
+
+    rows_out: int = 0
+    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    first_failures: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def part_name(split: str, source_index: int, index: int) -> str:
+    """The name of a source's index-th part of a split; all prompts of a part belong to one split and one source."""
+    return f"{split}-{source_index:02d}-{index:06d}"
+
+
+def in_splits(part: str, splits: Iterable[str]) -> bool:
+    """True for a part whose prompts belong to one of the splits."""
+    return part.split("-", 1)[0] in splits
+
+
+def part_rows(folder_uri: str) -> dict[str, int]:
+    """Rows of each part of a folder, by name, from the files' footers."""
+    rows = {}
+    for path in files.list_files(folder_uri, ".parquet"):
+        filesystem = files.resolve(folder_uri)[0]
+        rows[path.rsplit("/", 1)[1].removesuffix(".parquet")] = pq.read_metadata(path, filesystem=filesystem).num_rows
+    return rows
+
+
+def read_part(folder_uri: str, part: str) -> pa.Table | None:
+    """One part of a folder, None where the stage wrote no row of it."""
+    filesystem, path = files.resolve(files.join(folder_uri, f"{part}.parquet"))
+    try:
+        return pq.read_table(path, filesystem=filesystem)
+    except FileNotFoundError:
+        return None
+
+
+def write_part(folder_uri: str, part: str, table: pa.Table) -> None:
+    """Write one part, whole or not at all; an earlier file of that name is replaced."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    files.write_atomic(files.join(folder_uri, f"{part}.parquet"), buffer.getvalue())
+
+
+def _unnest(column: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
+    """The structs of a column that are set, as a table with the record's schema."""
+    rows = column.drop_null().to_pylist()
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+class _Writer:
+    """Writes a block (rows of one part and job) to its targets and passes on what it counted."""
+
+    def __init__(self, targets: Sequence[Target]):
+        self._targets = targets
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        counted = []
+        for job, part in sorted({(row["job"], row["part"]) for row in block.select(["job", "part"]).to_pylist()}):
+            mine = block.filter(pc.and_(pc.equal(block["job"], job), pc.equal(block["part"], part)))
+            counted += [self._write(target, part, mine) for target in self._targets if target.job == job]
+        return pa.table({"counted": [json.dumps(item) for item in counted]})
+
+    def _write(self, target: Target, part: str, block: pa.Table) -> dict[str, Any]:
+        records = _unnest(block[target.column], schema_of(target.record_type))
+        errors = [row for row in block["error"].drop_null().to_pylist() if row["stage"] == target.stage]
+        if records.num_rows:
+            write_part(target.ref.data_uri, part, records)
+        if errors:
+            write_part(target.ref.errors_uri, part, pa.Table.from_pylist(errors, schema=schema_of(ErrorRow)))
+        return {
+            "key": target.ref.key,
+            "rows_out": records.num_rows,
+            "failed": len(errors),
+            "failures": Counter(row["reason"] for row in errors),
+            "first": [f"{row['row_id']}: {row['reason']}" for row in errors[:3]],
+            "prompt_tokens": _token_sum(records, "prompt_tokens"),
+            "completion_tokens": _token_sum(records, "completion_tokens"),
+        }
+
+
+def _token_sum(records: pa.Table, column: str) -> int:
+    return int(pc.sum(records[column]).as_py() or 0) if column in records.column_names else 0
+
+
+def run_pass(
+    name: str,
+    items: Sequence[WorkItem],
+    read: Callable[[str, str], Iterable[pa.Table]],
+    stages: Stages,
+    targets: Sequence[Target],
+    max_failure_rate: float,
+) -> dict[str, Tally]:
+    """Execute one pass and return the tally of each target by its stage key.
+
+    `read(job, part)` yields the rows of a work item, in a Ray task; `stages` adds the operators that turn them into rows
+    with the columns `job`, `part`, `error` and each target's `column`. Raises StageFailed.
+    """
+    if not items:
+        raise StageFailed(
+            f"{name}: there is nothing to do: the stages before it wrote no row. See their errors folders."
+        )
+    expected = sum(item.rows for item in items)
+    dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in items], override_num_blocks=len(items))
+    dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
+    counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
+
+    tallies = {target.ref.key: Tally() for target in targets}
+    progress = _Progress(name, expected)
+    for row in counted.iter_rows():
+        item = json.loads(row["counted"])
+        tally = tallies[item["key"]]
+        tally.rows_out += item["rows_out"]
+        tally.failed += item["failed"]
+        tally.failures.update(item["failures"])
+        tally.first_failures = (tally.first_failures + item["first"])[:3]
+        tally.prompt_tokens += item["prompt_tokens"]
+        tally.completion_tokens += item["completion_tokens"]
+        progress.show(
+            tallies[targets[-1].ref.key], sum(t.rows_out + t.failed for t in _last_of_each_job(targets, tallies))
+        )
+    for target in targets:
+        _check_ids(target, tallies[target.ref.key])
+        check_failure_rate(target.ref, tallies[target.ref.key], max_failure_rate)
+    return tallies
+
+
+def _last_of_each_job(targets: Sequence[Target], tallies: dict[str, Tally]) -> Iterable[Tally]:
+    """The tally of each job's last target: what is through the whole pass."""
+    return {target.job: tallies[target.ref.key] for target in targets}.values()
+
+
+class _Reader:
+    """Turns a work item into its rows; a class so that Ray Data ships the function with it."""
+
+    def __init__(self, read: Callable[[str, str], Iterable[pa.Table]]):
+        self._read = read
+
+    def __call__(self, item: pa.Table) -> Iterable[pa.Table]:
+        row = item.to_pylist()[0]
+        yield from self._read(row["job"], row["part"])
+
+
+def _check_ids(target: Target, tally: Tally) -> None:
+    """Raise StageFailed where a record was written twice or a written one is not in the files."""
+    paths = files.list_files(target.ref.data_uri, ".parquet")
+    if not paths:
+        return
+    id_column = schema_of(target.record_type).names[0]
+    dataset = pads.dataset(paths, filesystem=files.resolve(target.ref.data_uri)[0])
+    ids = dataset.to_table(columns=[id_column])[id_column]
+    distinct = pc.count_distinct(ids).as_py()
+    if len(ids) != tally.rows_out or distinct != len(ids):
+        raise StageFailed(
+            f"{target.ref.key}: {tally.rows_out} rows were counted, the files in {target.ref.data_uri} hold {len(ids)} "
+            f"with {distinct} distinct {id_column}s. Rows were lost or doubled; this is a fault of the program or of the "
+            "storage. Run the same command again: the stage starts afresh."
+        )
+
+
+def check_failure_rate(ref: StageRef, tally: Tally, limit: float) -> None:
+    """Raise StageFailed where more rows failed than the limit allows; says the first reasons and where the rest lie."""
+    total = tally.rows_out + tally.failed
+    if tally.failed and tally.failed > limit * total:
+        reasons = ", ".join(f"{reason} x{count}" for reason, count in tally.failures.most_common(5))
+        raise StageFailed(
+            f"{ref.key}: {tally.failed} of {total} rows failed ({tally.failed / total:.1%}, max_failure_rate allows "
+            f"{limit:.1%}). Reasons: {reasons}. First rows: {'; '.join(tally.first_failures)}. All are in {ref.errors_uri}. "
+            "Mend the cause and run the same command again, or raise max_failure_rate if that loss is acceptable."
+        )
+
+
+class _Progress:
+    """Log lines of a pass: rows done of total, rate, time to go, failures."""
+
+    def __init__(self, name: str, expected: int):
+        self._name, self._expected = name, expected
+        self._start = self._last = time.monotonic()
+
+    def show(self, tally: Tally, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last < PROGRESS_SECONDS and done < self._expected:
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-9)
+        left = (self._expected - done) / rate if rate else float("inf")
+        log.info(
+            "%s: %d of %d rows, %.1f rows/s, %.0f s to go, %d failed",
+            self._name,
+            done,
+            self._expected,
+            rate,
+            left,
+            tally.failed,
+        )
+
+
+def digest_of(uris: Iterable[str]) -> str:
+    """sha256 over the content of files, in the order given."""
+    digest = hashlib.sha256()
+    for uri in uris:
+        digest.update(hashlib.sha256(files.read_bytes(uri)).digest())
+    return digest.hexdigest()

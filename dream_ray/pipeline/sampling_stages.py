@@ -1,0 +1,285 @@
+"""The stages that sample and judge: rollout and judge of a round, answers, judgements and metrics of a policy.
+
+One pass serves several of them: whatever needs the same base weights is sampled by the same engines (policies differ by
+their adapter only, which vLLM takes per request), and every answer goes to the scorer while the next ones are sampled.
+
+Contract: as in data_stages.py. `sample` takes the jobs that may run together and returns, for each, its finished rollout
+and judge stages; jobs that are done are not run, and a job whose rollouts are there is only judged.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from dream_ray.config import Config
+from dream_ray.evaluate.metrics import policy_metrics
+from dream_ray.feedback.client import JudgeActor
+from dream_ray.outcomes import struct_of
+from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
+from dream_ray.pipeline.parts import Tally, Target, WorkItem, in_splits, part_rows, read_part, run_pass, write_part
+from dream_ray.pipeline.run import Done, Outcome, Plan, Run
+from dream_ray.pipeline.store import read_records
+from dream_ray.records import ErrorRow, Judgement, Metric, Observation, Prompt, Rollout, Split, from_row, to_table
+from dream_ray.rollout.requests import SampleRequest, request_table, sample_seed
+from dream_ray.rollout.sampler import Sampler, sampler_arguments
+from dream_ray.train.policy import Policy
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Answers wanted of one policy: to which splits, how many each, how sampled.
+
+    `key` is the folder of its stages and `rollout` the name of the sampling stage in it. `trained` is the stage that made
+    the policy, None for the base model. `round` tells the seeds of one round from those of another.
+    """
+
+    key: str
+    rollout: str
+    policy: Policy
+    trained: Done | None
+    splits: tuple[Split, ...]
+    n: int
+    temperature: float
+    top_p: float
+    round: int
+
+    @property
+    def rollout_key(self) -> str:
+        """The key of the sampling stage."""
+        return f"{self.key}/{self.rollout}"
+
+    @property
+    def judge_key(self) -> str:
+        """The key of the judging stage."""
+        return f"{self.key}/judge"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A job's finished stages."""
+
+    rollouts: Done
+    judgements: Done
+
+
+def rollout_job(config: Config, number: int, policy: Policy, trained: Done) -> SampleJob:
+    """The rollouts of a round: K sampled answers of the policy to every training prompt."""
+    settings = config.rollout
+    return SampleJob(
+        f"round-{number}",
+        "rollout",
+        policy,
+        trained,
+        (Split.TRAIN,),
+        settings.k,
+        settings.temperature,
+        settings.top_p,
+        number,
+    )
+
+
+def answers_job(config: Config, policy: Policy, trained: Done | None) -> SampleJob:
+    """The answers that a policy is measured by: one greedy answer to every prompt of the evaluated splits."""
+    return SampleJob(policy.name, "answers", policy, trained, config.evaluate.splits, 1, 0.0, 1.0, 0)
+
+
+def sample(
+    run: Run, jobs: Sequence[SampleJob], prompts: Done, observed: Done, scorer_url: Callable[[], str]
+) -> dict[str, Sampled]:
+    """The finished stages of each job by its key. `scorer_url` starts the scorer where it does not run yet."""
+    plans = {job.key: _plans(run, job, prompts, observed) for job in jobs}
+    rollouts = {job.key: run.done(plans[job.key][0]) for job in jobs}
+    judgements = {job.key: run.done(plans[job.key][1]) for job in jobs}
+    for model in dict.fromkeys(job.policy.model for job in jobs):
+        fresh = [job for job in jobs if job.policy.model == model and rollouts[job.key] is None]
+        if fresh:
+            for job, (rolled, judged) in zip(
+                fresh, _sample_and_judge(run, model, fresh, plans, prompts, observed, scorer_url())
+            ):
+                rollouts[job.key], judgements[job.key] = rolled, judged
+    for job in jobs:
+        if judgements[job.key] is None:
+            judgements[job.key] = _judge_again(
+                run, job, plans[job.key][1], rollouts[job.key], prompts, observed, scorer_url()
+            )
+    return {job.key: Sampled(rollouts[job.key], judgements[job.key]) for job in jobs}
+
+
+def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Plan, Plan]:
+    """The plans of a job's sampling and of its judging, which depends on the sampling."""
+    config = run.config
+    inputs = {"prompts": prompts, "observed": observed} | ({"trained": job.trained} if job.trained else {})
+    settings = {
+        "model": run.model_digest(config.student.model),
+        "policy": job.policy.name,
+        "splits": [split.value for split in job.splits],
+        "n": job.n,
+        "temperature": job.temperature,
+        "top_p": job.top_p,
+        "max_tokens": config.rollout.max_tokens,
+        "max_model_len": config.student.max_model_len,
+        "dtype": config.rollout.dtype,
+        "seed": config.seed,
+        "round": job.round,
+    }
+    sampling = run.plan(job.rollout_key, 1, settings, inputs)
+    sampled = {"rollouts": sampling.ref.fingerprint}
+    judging = run.plan(job.judge_key, 1, sampled, {"observed": observed}, config.judge.chat)
+    return sampling, judging
+
+
+def _items(job: SampleJob, observed: Done) -> list[WorkItem]:
+    rows = part_rows(observed.ref.data_uri)
+    return [
+        WorkItem(job.key, part, count * job.n)
+        for part, count in rows.items()
+        if in_splits(part, {split.value for split in job.splits})
+    ]
+
+
+def _targets(job: SampleJob, plans: tuple[Plan, Plan]) -> list[Target]:
+    return [
+        Target(plans[0].ref, Rollout, job.key, "rollout", "rollout"),
+        Target(plans[1].ref, Judgement, job.key, "judgement", "judge"),
+    ]
+
+
+def _sample_and_judge(
+    run: Run,
+    model: str,
+    jobs: Sequence[SampleJob],
+    plans: Mapping[str, tuple[Plan, Plan]],
+    prompts: Done,
+    observed: Done,
+    url: str,
+) -> list[tuple[Done, Done]]:
+    """One pass over all jobs of a model: engines, then the scorer."""
+    config = run.config
+    by_key = {job.key: job for job in jobs}
+
+    def read(key: str, part: str) -> Iterable[pa.Table]:
+        job = by_key[key]
+        requests = [
+            SampleRequest(
+                job=key,
+                part=part,
+                policy=job.policy.name,
+                adapter=job.policy.adapter,
+                prompt=from_row(Prompt, row["prompt"]),
+                observations=tuple(from_row(Observation, item) for item in row["observations"]),
+                n=job.n,
+                temperature=job.temperature,
+                top_p=job.top_p,
+                max_tokens=config.rollout.max_tokens,
+                seed=sample_seed(config.seed, row["prompt"]["prompt_id"], job.round),
+            )
+            for row in join_observations(prompts.ref.data_uri, observed.ref.data_uri, part)
+        ]
+        if requests:
+            yield request_table(requests)
+
+    student = config.student.model_copy(update={"model": model})
+
+    def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        sampled = dataset.map_batches(
+            Sampler,
+            fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
+            batch_format="pyarrow",
+            batch_size=None,
+            **sampler_arguments(config.rollout),
+        )
+        return _judged(sampled, config, url)
+
+    def work() -> Mapping[str, Outcome]:
+        tallies = run_pass(
+            "sampling " + ", ".join(by_key),
+            [item for job in jobs for item in _items(job, observed)],
+            read,
+            stages,
+            [target for job in jobs for target in _targets(job, plans[job.key])],
+            config.max_failure_rate,
+        )
+        return {key: Outcome(tally) for key, tally in tallies.items()}
+
+    done = {stage.ref.key: stage for stage in run.carry_out([plan for job in jobs for plan in plans[job.key]], work)}
+    return [(done[job.rollout_key], done[job.judge_key]) for job in jobs]
+
+
+def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dataset:
+    """The operator that sends sampled answers to the scorer."""
+    return dataset.map_batches(
+        JudgeActor,
+        fn_constructor_args=(url, config.judge),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+
+
+def _judge_again(
+    run: Run, job: SampleJob, plan: Plan, rollouts: Done | None, prompts: Done, observed: Done, url: str
+) -> Done:
+    """Judge rollouts that were sampled earlier."""
+    assert rollouts is not None
+
+    def read(key: str, part: str) -> Iterable[pa.Table]:
+        sampled = read_part(rollouts.ref.data_uri, part)
+        if sampled is None:
+            return
+        joined = {
+            row["prompt"]["prompt_id"]: row
+            for row in join_observations(prompts.ref.data_uri, observed.ref.data_uri, part)
+        }
+        rows = [joined[rollout["prompt_id"]] | {"rollout": rollout, "error": None} for rollout in sampled.to_pylist()]
+        schema = WITH_OBSERVATIONS.append(pa.field("rollout", struct_of(Rollout))).append(
+            pa.field("error", struct_of(ErrorRow))
+        )
+        yield labelled(pa.Table.from_pylist(rows, schema=schema), key, part)
+
+    def work() -> Mapping[str, Outcome]:
+        items = [WorkItem(job.key, part, count) for part, count in part_rows(rollouts.ref.data_uri).items()]
+        targets = [Target(plan.ref, Judgement, job.key, "judgement", "judge")]
+        limit = run.config.max_failure_rate
+        tallies = run_pass(
+            job.judge_key, items, read, lambda dataset: _judged(dataset, run.config, url), targets, limit
+        )
+        return {key: Outcome(tally) for key, tally in tallies.items()}
+
+    return run.carry_out([plan], work)[0]
+
+
+def evaluate(run: Run, policy: Policy, prompts: Done, sampled: Sampled) -> tuple[Done, list[Metric]]:
+    """The metrics of a policy on the evaluated splits, from its judged answers."""
+    key = f"{policy.name}/evaluate"
+    splits = [split.value for split in run.config.evaluate.splits]
+    inputs = {"prompts": prompts, "answers": sampled.rollouts, "judgements": sampled.judgements}
+    plan = run.plan(key, 1, {"splits": splits}, inputs)
+
+    def work() -> Mapping[str, Outcome]:
+        rows = ray.get(
+            _measure.remote(
+                policy.name, splits, prompts.ref.data_uri, sampled.judgements.ref.data_uri, plan.ref.data_uri
+            )
+        )
+        return {key: Outcome(Tally(rows_out=rows))}
+
+    done = run.done(plan) or run.carry_out([plan], work)[0]
+    return done, read_records(Metric, done.ref.data_uri)
+
+
+@ray.remote(num_cpus=1)
+def _measure(policy: str, splits: list[str], prompts_uri: str, judgements_uri: str, data_uri: str) -> int:
+    """Compute and write the metrics, per source of prompts; how many there are."""
+    found: list[Any] = []
+    for part in part_rows(prompts_uri):
+        if in_splits(part, splits):
+            table = read_part(prompts_uri, part)
+            found += [from_row(Prompt, row) for row in table.to_pylist()] if table is not None else []
+    verdicts = {judgement.prompt_id: judgement.verdict for judgement in read_records(Judgement, judgements_uri)}
+    metrics = policy_metrics(policy, found, verdicts)
+    write_part(data_uri, "metrics", to_table(Metric, metrics))
+    return len(metrics)

@@ -1,0 +1,153 @@
+"""The run directory: where every stage's output lies, and how one sees that it is done.
+
+    <run_dir>/config.yaml                           the resolved config, with the run's name
+    <run_dir>/images/ab/abcd…                       each image once, by its sha256
+    <run_dir>/stages/<key>/<fingerprint>/data/*.parquet    the stage's records
+                                        /errors/*.parquet  what it could not do (ErrorRow)
+                                        /manifest.json     written last: its presence means done
+    <run_dir>/report.html
+
+Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
+unchanged one is found again. A folder without a manifest is the remains of a killed attempt; `start` clears it. Works
+on any pyarrow filesystem; knows nothing of Ray or of what the stages do.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from dream_ray import files
+from dream_ray.config import Config, ConfigError
+from dream_ray.records import Record, from_table
+
+FINGERPRINT_DIGITS = 12
+"""Hex digits of a fingerprint in a folder's name; the manifest holds all 64."""
+
+
+@dataclass(frozen=True)
+class StageRef:
+    """One stage of one run with one setting: `key` is its place in the loop, `uri` its folder."""
+
+    key: str
+    fingerprint: str
+    uri: str
+
+    @property
+    def data_uri(self) -> str:
+        """The folder of the stage's records."""
+        return files.join(self.uri, "data")
+
+    @property
+    def errors_uri(self) -> str:
+        """The folder of the rows that the stage could not do."""
+        return files.join(self.uri, "errors")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage says of itself.
+
+    `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time;
+    `passed_with` names stages that ran in the same pass and share its seconds. `chat` names the teacher or judge.
+    """
+
+    stage: str
+    fingerprint: str
+    version: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    rows_in: int
+    rows_out: int
+    failed: int
+    failures: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    seconds: float
+    finished_at: str
+    libraries: dict[str, str]
+    chat: str = ""
+    passed_with: tuple[str, ...] = ()
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """sha256 over a stage's name, code version, settings and the fingerprints of its inputs."""
+    content = {"stage": stage, "version": version, "settings": settings, "inputs": inputs}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class RunStore:
+    """The run directory of one config."""
+
+    def __init__(self, uri: str):
+        self.uri = files.resolve(uri)[1] if files.is_local(uri) else uri
+
+    @property
+    def images_uri(self) -> str:
+        """The folder of the image store."""
+        return files.join(self.uri, "images")
+
+    @property
+    def report_uri(self) -> str:
+        """The report of the run."""
+        return files.join(self.uri, "report.html")
+
+    def claim(self, config: Config) -> None:
+        """Save the config in the directory. Raises ConfigError where the directory belongs to a run of another name."""
+        path = files.join(self.uri, "config.yaml")
+        if files.exists(path):
+            earlier = yaml.safe_load(files.read_bytes(path)).get("name")
+            if earlier != config.name:
+                raise ConfigError(
+                    f"The run directory {self.uri} belongs to the run {earlier!r}, but this config is named "
+                    f"{config.name!r}. Mixing two runs in one directory would mix their results. Pass another --run-dir, "
+                    f"or give the config the name {earlier!r} if it is the same run with changed settings."
+                )
+        files.write_atomic(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+
+    def ref(self, key: str, digest: str) -> StageRef:
+        """Where the stage with this fingerprint lies, done or not."""
+        return StageRef(key, digest, files.join(self.uri, "stages", key, digest[:FINGERPRINT_DIGITS]))
+
+    def manifest(self, ref: StageRef) -> Manifest | None:
+        """The manifest of a finished stage, None where it is not done."""
+        path = files.join(ref.uri, "manifest.json")
+        if not files.exists(path):
+            return None
+        content = json.loads(files.read_bytes(path))
+        content["passed_with"] = tuple(content["passed_with"])
+        return Manifest(**content)
+
+    def start(self, ref: StageRef) -> None:
+        """Make the stage's folder empty; whatever a killed attempt left in it goes."""
+        files.delete_folder(ref.uri)
+        for folder in (ref.data_uri, ref.errors_uri):
+            filesystem, path = files.resolve(folder)
+            filesystem.create_dir(path, recursive=True)
+
+    def finish(self, ref: StageRef, manifest: Manifest) -> None:
+        """Write the manifest, after which the stage is done."""
+        content = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True)
+        files.write_atomic(files.join(ref.uri, "manifest.json"), content.encode())
+
+
+def parquet_files(folder_uri: str) -> list[str]:
+    """The parquet files of a folder, as uris that `files` and the stages read."""
+    paths = files.list_files(folder_uri, ".parquet")
+    return [files.join(folder_uri, path.rsplit("/", 1)[1]) for path in paths]
+
+
+def read_records(record_type: type[Record], folder_uri: str) -> list[Record]:
+    """All records of a folder, in the order of its files. For tables that fit in memory: metrics, samples for a report."""
+    records: list[Record] = []
+    for uri in parquet_files(folder_uri):
+        filesystem, path = files.resolve(uri)
+        records += from_table(record_type, pq.read_table(path, filesystem=filesystem))
+    return records

@@ -1,0 +1,51 @@
+"""A prompt as a source gives it: images by uri, not opened yet.
+
+Contract: every reader in this package yields `RawPrompt`s and `BadRow`s, in the order of its file; `ingest.py` turns them
+into `Prompt`s. A reader never opens an image and never stops at a bad row.
+"""
+
+from dataclasses import dataclass
+
+from dream_ray.records import Risk, RiskOrigin, Split
+from dream_ray.taxonomy import Category
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Where an image lies and how its pixels came to be (file, rendered, drawn, placeholder)."""
+
+    uri: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class RawTurn:
+    """One message with its images."""
+
+    role: str
+    text: str
+    images: tuple[RawImage, ...]
+
+
+@dataclass(frozen=True)
+class RawPrompt:
+    """What `Prompt` holds, before its images are opened. `source_id` is the row's key in its file."""
+
+    source: str
+    source_id: str
+    split: Split
+    turns: tuple[RawTurn, ...]
+    risk: Risk | None
+    risk_origin: RiskOrigin | None
+    category: Category | None
+    twin_id: str | None
+    reference_answer: str | None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a source that is no prompt: which, a short reason for counting, and the detail."""
+
+    row_id: str
+    reason: str
+    detail: str

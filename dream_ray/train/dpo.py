@@ -1,0 +1,133 @@
+"""Direct preference optimisation of one round: policy t -> policy t+1.
+
+Contract: `train_dpo` reads prompts and pairs from parquet and trains one adapter with TRL's DPOTrainer. Two cases:
+the start has an adapter, and training goes on with it against any reference on the same base model (`reference: initial`);
+or the start is a plain model, a new adapter begins, and the reference is that model itself (`reference: previous`, after
+`merge_adapter`). The reference's weights are frozen beside the policy's in the same model, never a second copy of it.
+
+DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (log p/p_ref)(rejected))).
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
+from dream_ray.train import data, ray_adapter
+from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
+from dream_ray.train.ray_adapter import TrainResult
+from dream_ray.train.sft import load_model, new_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import DPOTrainer
+
+REFERENCE_ADAPTER = "ref"
+"""The name that TRL gives the frozen adapter of a PeftModel without ref_model, and by which it finds it again."""
+
+
+def train_dpo(
+    *,
+    prompts: list[str],
+    pairs: list[str],
+    start: Policy,
+    reference: Policy,
+    student: StudentConfig,
+    lora: LoraConfig,
+    dpo: DpoConfig,
+    images: ImageConfig,
+    seed: int,
+    output: str,
+) -> TrainResult:
+    """Train on preference pairs of train-split prompts (parquet uris of Prompt and PreferencePair).
+
+    Raises ConfigError before anything loads where the policies do not fit together or the batch size cannot work.
+    """
+    check_model_folder(start.model)
+    _check_policies(start, reference)
+    settings = {
+        "prompts": [ray_adapter.absolute(uri) for uri in prompts],
+        "pairs": [ray_adapter.absolute(uri) for uri in pairs],
+        "model": ray_adapter.absolute(start.model),
+        "start_adapter": start.adapter and ray_adapter.absolute(start.adapter),
+        "reference_adapter": reference.adapter and ray_adapter.absolute(reference.adapter),
+        "student": student,
+        "lora": lora,
+        "beta": dpo.beta,
+        "sft_weight": dpo.sft_weight,
+        "images": images,
+        "seed": seed,
+    }
+    return ray_adapter.fit(build_trainer, settings, dpo, output)
+
+
+def _check_policies(start: Policy, reference: Policy) -> None:
+    if ray_adapter.absolute(start.model) != ray_adapter.absolute(reference.model):
+        raise ConfigError(
+            f"The policy {start.name} stands on {start.model} and the reference {reference.name} on {reference.model}. "
+            "They share one model in memory and have to stand on the same base: pass the merged start as its own "
+            "reference (dpo.reference: previous), or go on from an adapter on the initial base (dpo.reference: initial)."
+        )
+    if start.adapter is None and reference.adapter is not None:
+        raise ConfigError(
+            f"The policy {start.name} has no adapter but the reference {reference.name} has {reference.adapter}. A new "
+            "adapter starts at its base model, and that is its reference: pass the start itself as the reference."
+        )
+
+
+def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTrainer":
+    """On a worker: the model with its adapters, the data and TRL's trainer."""
+    import trl
+    from peft import PeftModel
+
+    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
+    losses = {"loss_type": ["sigmoid"]}
+    if settings["sft_weight"]:
+        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings["sft_weight"]]}
+    with tempfile.TemporaryDirectory() as scratch:
+        new = settings["start_adapter"] is None
+        if not new:
+            folder = fetch_folder(settings["start_adapter"], Path(scratch))
+            model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        trainer = trl.DPOTrainer(
+            model=model,
+            args=trl.DPOConfig(seed=settings["seed"], beta=settings["beta"], **losses, **arguments),
+            train_dataset=data.preference_dataset(settings["prompts"], settings["pairs"], settings["images"]),
+            processing_class=processor,
+            peft_config=new_adapter(settings["lora"]) if new else None,
+        )
+        if not new:
+            adapter = settings["reference_adapter"]
+            set_reference(trainer.model, adapter and fetch_folder(adapter, Path(scratch)))
+    return trainer
+
+
+def set_reference(model: "PeftModel", adapter: Path | None) -> None:
+    """Make `adapter` the frozen reference of a model that DPOTrainer prepared; None makes it the base model.
+
+    TRL starts the reference as a copy of the policy. With the adapter gone it switches adapters off instead. Raises
+    ConfigError where the reference's LoRA shape is not the policy's: TRL gave it that shape.
+    """
+    from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+
+    if REFERENCE_ADAPTER not in model.peft_config:
+        raise RuntimeError(
+            f"DPOTrainer made no adapter named {REFERENCE_ADAPTER!r}; it has {', '.join(model.peft_config)}. This TRL keeps "
+            "its reference elsewhere, so training would use the wrong one: install the pinned version."
+        )
+    if adapter is None:
+        model.delete_adapter(REFERENCE_ADAPTER)
+        return
+    ours, theirs = model.peft_config[REFERENCE_ADAPTER], PeftConfig.from_pretrained(str(adapter))
+    for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ConfigError(
+                f"The reference adapter {adapter} has {name} = {getattr(theirs, name)}, the policy's has "
+                f"{getattr(ours, name)}. The reference takes the policy's shape: train both with the same lora section."
+            )
+    loaded = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"), REFERENCE_ADAPTER)
+    if loaded.unexpected_keys:
+        raise RuntimeError(
+            f"The reference adapter {adapter} has weights that the model has no place for, first "
+            f"{loaded.unexpected_keys[0]}. It belongs to another base model."
+        )

@@ -1,0 +1,142 @@
+"""A policy: a base model and, perhaps, a LoRA adapter on it, wherever they are stored.
+
+Contract: `check_model_folder` finds in milliseconds what would otherwise fail after a model has loaded; `fetch_folder`
+gives a local path for a uri; `merge_adapter` turns base + adapter into a plain model folder. Nothing here trains.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from dream_ray import files
+from dream_ray.config import ConfigError
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""transformers 5 writes the first, earlier versions the second; either makes a processor."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that answers. `model` and `adapter` are uris of folders; `adapter` is None for the base model alone."""
+
+    name: str
+    model: str
+    adapter: str | None
+
+
+def check_model_folder(uri: str) -> None:
+    """Raise ConfigError unless the folder holds a config, safetensors, a tokenizer, a chat template and a processor.
+
+    Reads file names and two small files, no weights, so a wrong setting is found before anything loads.
+    """
+    filesystem, path = files.resolve(uri)
+    if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+        raise ConfigError(
+            f"student.model = {uri!r} is not a folder. It has to be a model that transformers saved: config.json, "
+            "*.safetensors, tokenizer and processor files. Download the model there first, or build the local student."
+        )
+    names = {file.rsplit("/", 1)[-1] for file in files.list_files(uri)}
+    missing = []
+    if "config.json" not in names:
+        missing.append("config.json")
+    if not any(name.endswith(".safetensors") for name in names):
+        missing.append("*.safetensors")
+    if "tokenizer.json" not in names and "tokenizer_config.json" not in names:
+        missing.append("tokenizer.json")
+    if not names.intersection(PROCESSOR_FILES):
+        missing.append(" or ".join(PROCESSOR_FILES))
+    if missing:
+        raise ConfigError(
+            f"student.model = {uri!r} lacks {', '.join(missing)}, so it cannot be loaded as a multimodal model. Save the "
+            "model (safe_serialization) and its processor into one folder with save_pretrained, or name another folder."
+        )
+    if not (
+        names & {"chat_template.jinja", "chat_template.json"} or "chat_template" in _json(uri, "tokenizer_config.json")
+    ):
+        raise ConfigError(
+            f"student.model = {uri!r} has no chat template (chat_template.jinja), so prompts cannot be rendered the way "
+            "the model was trained on. Take an instruction-tuned model, or add its template to the folder."
+        )
+    if "architectures" not in _json(uri, "config.json"):
+        raise ConfigError(
+            f"student.model = {uri!r}: its config.json names no `architectures`, so vLLM cannot tell which model it is. "
+            "Save the model again with save_pretrained."
+        )
+
+
+def _json(uri: str, name: str) -> dict[str, object]:
+    """A JSON file of a model folder; empty where there is none."""
+    file = files.join(uri, name)
+    if not files.exists(file):
+        return {}
+    try:
+        content = json.loads(files.read_bytes(file))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON ({error}). Copy or download the model folder again.") from None
+    return dict(content)
+
+
+def fetch_folder(uri: str, into: Path) -> Path:
+    """A local path of a folder: the folder itself where it is local, else a copy below `into`."""
+    if files.is_local(uri):
+        return files.as_path(uri)
+    filesystem, path = files.resolve(uri)
+    target = into / path.strip("/").replace("/", "--")
+    target.mkdir(parents=True, exist_ok=True)
+    pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+    return target
+
+
+def store_folder(folder: Path, uri: str) -> None:
+    """Put a local folder at a uri, in place of what was there.
+
+    On a local disk it appears by one rename. Object stores have none; there `adapter_config.json` or `config.json`,
+    without which nothing loads, goes last.
+    """
+    files.delete_folder(uri)
+    filesystem, path = files.resolve(uri)
+    if files.is_local(uri):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".store-", dir=Path(path).parent))
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from the other workers' user
+        os.replace(temporary, path)
+        return
+    filesystem.create_dir(path, recursive=True)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    for name in sorted(names, key=lambda name: name in ("adapter_config.json", "config.json")):
+        filesystem.create_dir(f"{path}/{name}".rsplit("/", 1)[0], recursive=True)
+        pafs.copy_files(str(folder / name), f"{path}/{name}", pafs.LocalFileSystem(), filesystem)
+
+
+def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False) -> str:
+    """Write base + adapter as one model folder with its processor at the uri `output`; returns `output`.
+
+    Merged in float32 and saved in the base's own dtype. Raises ValueError for a policy without an adapter.
+    """
+    if policy.adapter is None:
+        raise ValueError(
+            f"Policy {policy.name} has no adapter: there is nothing to merge; use {policy.model} as it is."
+        )
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    with tempfile.TemporaryDirectory() as scratch:
+        base = fetch_folder(policy.model, Path(scratch, "fetched"))
+        adapter = fetch_folder(policy.adapter, Path(scratch, "fetched"))
+        dtype = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
+        model = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        folder = Path(scratch, "merged")
+        merged.to(dtype).save_pretrained(folder)
+        AutoProcessor.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(folder)
+        store_folder(folder, output)
+    return output

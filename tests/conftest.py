@@ -1,0 +1,20 @@
+"""Shared by all tests: the environment of workers, and what is expensive to make once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before Ray or transformers are imported: workers inherit it, and nothing asks a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public data sets that are not part of the project; tests that need them skip where they are absent."""
+    folder = Path(os.environ.get("DREAM_RAY_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the public data sets in {folder} (set DREAM_RAY_SHARED_DATA)")
+    return folder

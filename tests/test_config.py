@@ -1,0 +1,60 @@
+"""Settings: every wrong one is a paragraph that names key, value and remedy; every default has one place."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dream_ray.config import Config, ConfigError, load_config
+
+MINIMAL = "name: a\nstudent: {model: folder}\nsources: [{path: prompts.jsonl}]\n"
+
+
+def write(folder: Path, text: str, name: str = "c.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_overrides(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL), ["rollout.k=4", "dpo.reference=previous", "rounds=1"])
+    assert (config.rollout.k, config.dpo.reference, config.rounds) == (4, "previous", 1)
+    assert config.dpo.beta == 0.1
+    with pytest.raises(ValidationError):
+        config.rounds = 2  # type: ignore[misc]
+
+
+def test_base_file_lies_underneath(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL + "rollout: {k: 2, temperature: 0.5}\n", "base.yaml")
+    config = load_config(write(tmp_path, "base: base.yaml\nname: b\nrollout: {k: 3}\n"))
+    assert (config.name, config.rollout.k, config.rollout.temperature) == ("b", 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        (MINIMAL + "colour: red\n", [], ["colour", "'red'", "keys there", "rounds"]),
+        (MINIMAL, ["rollout.kk=3"], ["rollout.kk", "3", "temperature"]),
+        (MINIMAL, ["rollout.k=many"], ["rollout.k", "'many'"]),
+        (MINIMAL, ["rollout"], ["rollout", "key=value"]),
+        ("name: a\n", [], ["student", "required"]),
+        ("- 1\n", [], ["no mapping"]),
+        ("a: [\n", [], ["not YAML"]),
+        (MINIMAL.replace("name: a", "name: a/b"), [], ["name", "a/b"]),
+    ],
+)
+def test_wrong_settings_are_explained(tmp_path: Path, text: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text), overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config("no/such/file.yaml")
+
+
+def test_every_setting_has_a_default_but_the_user_s_own() -> None:
+    required = {name for name, field in Config.model_fields.items() if field.is_required()}
+    assert required == {"name", "student", "sources"}
