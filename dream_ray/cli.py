@@ -9,13 +9,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from dream_ray import files
 from dream_ray.config import ConfigError, load_config
+
+if TYPE_CHECKING:
+    from dream_ray.pipeline.driver import Result
+    from dream_ray.pipeline.run import Run
 
 app = typer.Typer(
     help="Safety alignment of multimodal LLMs by the DREAM method, on Ray.\n\n"
@@ -101,7 +105,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     return OK
 
 
-def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:  # noqa: F821
+def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:
     """Where the time went, the rounds and the numbers, as tables."""
     from rich.table import Table
 

@@ -95,7 +95,9 @@ def _choice(text: str, words: Mapping[str, T], reason: str) -> T:
         raise ParseError("reply_empty", text)
     menu = "|".join(words)
     last = re.search(rf"(?:^\W*|{_LABEL}){_LABEL}?\W*({menu})\W*$", lines[-1], re.IGNORECASE)
-    answer = last or re.match(rf"\W*{_LABEL}?({menu})[*_`'\"]*\s*(?:[.,;:!)–—-]|\n|$)", text.lstrip(), re.IGNORECASE)
+    answer = last or re.match(
+        rf"\W*{_LABEL}?({menu})[*_`'\"]*\s*(?:[.,;:!)\u2013\u2014-]|\n|$)", text.lstrip(), re.IGNORECASE
+    )
     if answer is None:
         raise ParseError(reason, text)
     return words[answer.group(1).lower()]
@@ -114,7 +116,7 @@ def parse_verdict(text: str) -> Verdict:
 _NUMBER = r"(?<![\w.,/])([+-]?\d+(?:[.,]\d+)?)"
 _END = r"(?![\w%/]|[.,]\d)"
 """A number that goes on as a percentage or as a share of something else ("4/5") is on another scale."""
-_SCALE = re.compile(r"\b(?:from\s+|between\s+)?[01]\s*(?:-|–|to|and)\s*10\b(?!\s*/)", re.IGNORECASE)
+_SCALE = re.compile(r"\b(?:from\s+|between\s+)?[01]\s*(?:-|\u2013|to|and)\s*10\b(?!\s*/)", re.IGNORECASE)
 _OF = re.compile(r"\s*(?:/|\bout\s+of\b)\s*", re.IGNORECASE)
 _OF_TEN = re.compile(rf"{_NUMBER}/10{_END}")
 _LABELLED = re.compile(rf"\b(?:score|rating|grade)\b[^\w\n+-]*(?:(?:is|of)\b[^\w\n+-]*)?{_NUMBER}{_END}", re.IGNORECASE)

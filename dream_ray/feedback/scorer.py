@@ -18,10 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
 
-from dream_ray.chat.ask import AskFailed, Usage, ask
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
 from dream_ray.chat.factory import make_chat
 from dream_ray.chat.parse import parse_verdict
-from dream_ray.chat.protocol import ChatRequest, Task
+from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
 from dream_ray.config import ImageConfig, JudgeConfig
 from dream_ray.feedback.rubric import JudgeItem, Unjudged, judge
 from dream_ray.feedback.wire import ScoreItem, ScoreRequest, ScoreResponse, ScoreResult, explain
@@ -51,6 +51,15 @@ async def refuse(request: Request, error: RequestValidationError) -> JSONRespons
     return JSONResponse({"detail": message}, status_code=422)
 
 
+async def health(chat: ChatModel) -> tuple[int, dict[str, str]]:
+    """The HTTP status and body that tell how a judge is, found by asking it."""
+    try:
+        await ask(chat, ChatRequest(Task.VERDICT, PROBE), parse_verdict, Usage())
+    except AskFailed as failure:
+        return 503, {"status": "failing", "judge": chat.name, "reason": failure.reason, "detail": failure.detail}
+    return 200, {"status": "ok", "judge": chat.name}
+
+
 @serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS)
 @serve.ingress(api)
 class Scorer:
@@ -63,17 +72,13 @@ class Scorer:
     @api.post("/v1/score")
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Judge all items at once; results in the order of the items."""
-        return ScoreResponse(results=tuple(await asyncio.gather(*(self._one(item) for item in request.items))))
+        return ScoreResponse(results=tuple(await all_of([self._one(item) for item in request.items])))
 
     @api.get("/healthz")
     async def healthz(self) -> JSONResponse:
         """200 if the judge answers a trivial question readably, 503 and the reason if not."""
-        try:
-            await ask(self._chat, ChatRequest(Task.VERDICT, PROBE), parse_verdict, Usage())
-        except AskFailed as failure:
-            body = {"status": "failing", "judge": self._chat.name, "reason": failure.reason, "detail": failure.detail}
-            return JSONResponse(body, status_code=503)
-        return JSONResponse({"status": "ok", "judge": self._chat.name})
+        status, body = await health(self._chat)
+        return JSONResponse(body, status_code=status)
 
     async def _one(self, item: ScoreItem) -> ScoreResult:
         try:
@@ -105,8 +110,8 @@ def start_scorer(config: JudgeConfig, images: ImageConfig) -> ScorerHandle:
     """
     if serve.status().proxies:
         raise RuntimeError(
-            f"Ray Serve already runs on this cluster (applications: {', '.join(serve.status().applications) or 'none'}),"
-            " so the scorer cannot have a listener of its own. End the other run, or if it has died call "
+            f"Ray Serve already runs on this Ray, with the applications [{', '.join(serve.status().applications)}], "
+            "so the scorer cannot have a listener of its own. End the other run, or if it has died call "
             "dream_ray.feedback.scorer.stop_scorer(), which shuts Serve down."
         )
     port = _free_port()
@@ -126,7 +131,7 @@ def stop_scorer() -> None:
     """Take the scorer down and Serve with it. No error where none runs."""
     if APP in serve.status().applications:
         serve.delete(APP)
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
 
 
 def _wait_until_healthy(url: str) -> str:

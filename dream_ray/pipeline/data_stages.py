@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from dream_ray import files
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
@@ -22,6 +23,7 @@ from dream_ray.pipeline.parts import (
     part_name,
     part_rows,
     read_part,
+    read_parts,
     run_pass,
     write_part,
 )
@@ -32,8 +34,10 @@ from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
 
 
-def labelled(table: pa.Table, job: str, part: str) -> pa.Table:
-    """A table with the columns that route its rows to their files."""
+def labelled(table: pa.Table | None, job: str, part: str) -> pa.Table:
+    """A table with the columns that route its rows to their files. Raises FileNotFoundError where there is none."""
+    if table is None:
+        raise FileNotFoundError(f"The part {part} of {job} is not there, though the stage before it wrote it.")
     for name, value in (("job", job), ("part", part)):
         table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
     return table
@@ -79,23 +83,25 @@ def ingest(run: Run) -> Done:
     if done := run.done(plan):
         return done
 
-    def read(job: str, part: str) -> Iterable[pa.Table]:
-        source_index = int(part)
-        for split, index, rows in blocks(config.sources[source_index], config.part_rows):
-            yield labelled(raw_table(rows), job, part_name(split, source_index, index))
-
+    raw_uri = files.join(plan.ref.uri, "raw")
     opener = Ingest(config.images, run.store.images_uri)
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        yield labelled(read_part(raw_uri, part), job, part)
 
     def open_images(block: pa.Table) -> pa.Table:
         return labelled(opener(block), *route_of(block))
 
-    items = [
-        WorkItem("ingest", str(index), sum(len(rows) for _, _, rows in blocks(source, config.part_rows)))
-        for index, source in enumerate(config.sources)
-    ]
     target = Target(plan.ref, Prompt, "ingest", "record", "ingest")
 
     def work() -> Mapping[str, Outcome]:
+        # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
+        items = []
+        for source_index, source in enumerate(config.sources):
+            for split, index, rows in blocks(source, config.part_rows):
+                part = part_name(split, source_index, index)
+                write_part(raw_uri, part, raw_table(rows))
+                items.append(WorkItem("ingest", part, len(rows)))
         tallies = run_pass(
             "ingest",
             items,
@@ -104,6 +110,7 @@ def ingest(run: Run) -> Done:
             [target],
             config.max_failure_rate,
         )
+        files.delete_folder(raw_uri)
         return {"ingest": Outcome(tallies["ingest"])}
 
     return run.carry_out([plan], work)[0]
@@ -117,9 +124,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
         return done
 
     def read(job: str, part: str) -> Iterable[pa.Table]:
-        table = read_part(prompts.ref.data_uri, part)
-        if table is not None:
-            yield labelled(table, job, part)
+        yield labelled(read_part(prompts.ref.data_uri, part), job, part)
 
     items = [WorkItem("disentangle", part, rows) for part, rows in part_rows(prompts.ref.data_uri).items()]
     target = Target(plan.ref, Disentanglement, "disentangle", "record", "disentangle")
@@ -185,7 +190,7 @@ def _balance_demonstrations(folder_uri: str, benign_ratio: float) -> int:
 
     Reads the ids and risks of all parts at once: some tens of bytes a row.
     """
-    parts = {part: read_part(folder_uri, part) for part in part_rows(folder_uri)}
+    parts = {part: table for part, (table,) in read_parts(folder_uri)}
     risky: list[str] = []
     benign = 0
     for table in parts.values():

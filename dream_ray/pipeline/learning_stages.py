@@ -4,6 +4,7 @@ Contract: as in data_stages.py. Training itself is in train/; here are its input
 `TrainingStep` rows. A stage's adapter lies in <stage>/adapter.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,16 +13,16 @@ import ray
 
 from dream_ray import files
 from dream_ray.feedback.pairs import balance_lengths, make_pairs
+from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled, training_items
-from dream_ray.pipeline.parts import StageFailed, Tally, Target, part_rows, read_part, run_pass, write_part
+from dream_ray.pipeline.parts import StageFailed, Tally, Target, read_part, read_parts, run_pass, write_part
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import parquet_files
 from dream_ray.records import (
     Disentanglement,
     Judgement,
     PreferencePair,
-    Risk,
     Rollout,
     TrainingStep,
     from_table,
@@ -65,14 +66,20 @@ def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done
         return done
 
     def read(job: str, part: str) -> Iterable[pa.Table]:
-        tables = [read_part(done.ref.data_uri, part) for done in (observed, rollouts, judgements)]
-        if any(table is None for table in tables):
+        observations, sampled, judged = (
+            read_part(done.ref.data_uri, part) for done in (observed, rollouts, judgements)
+        )
+        if observations is None or sampled is None or judged is None:
             return
-        risk = {
-            row.prompt_id: Risk.RISKY if row.observations else Risk.BENIGN
-            for row in from_table(Disentanglement, tables[0])
-        }
-        found = make_pairs(risk, from_table(Rollout, tables[1]), from_table(Judgement, tables[2]), config.pairs)
+        answers, views = (_by_prompt(kind, table) for kind, table in ((Rollout, sampled), (Judgement, judged)))
+        found = [
+            made
+            for row in from_table(Disentanglement, observations)
+            if row.prompt_id in answers
+            for made in make_pairs(
+                risk_of(row.observations), answers[row.prompt_id], views.get(row.prompt_id, []), config.pairs
+            )
+        ]
         if found:
             yield labelled(outcome_table(PreferencePair, found), job, part)
 
@@ -94,11 +101,19 @@ def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done
     return run.carry_out([plan], work)[0]
 
 
+def _by_prompt(kind: type[Any], table: pa.Table) -> dict[str, list[Any]]:
+    """The records of a part, grouped by prompt."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    record: Any
+    for record in from_table(kind, table):
+        groups[record.prompt_id].append(record)
+    return groups
+
+
 @ray.remote(num_cpus=1)
 def _balance_pairs(folder_uri: str, max_ratio: float) -> int:
     """Leave out pairs until mean chosen and rejected lengths are balanced over all parts; how many were left out."""
-    parts = {part: read_part(folder_uri, part) for part in part_rows(folder_uri)}
-    pairs = {part: from_table(PreferencePair, table) for part, table in parts.items() if table is not None}
+    pairs = {part: from_table(PreferencePair, table) for part, (table,) in read_parts(folder_uri)}
     kept, left_out = balance_lengths([pair for found in pairs.values() for pair in found], max_ratio)
     if left_out:
         ids = {pair.pair_id for pair in kept}
@@ -126,7 +141,7 @@ def dpo(
 
         def train() -> TrainResult:
             # The reference of a new adapter is the model under it, so the standing policy is merged first.
-            base = merge_adapter(start, merged) if fresh_adapter else start
+            base = Policy(start.name, merge_adapter(start, merged), None) if fresh_adapter else start
             return train_dpo(
                 prompts=_training_parts(prompts),
                 pairs=parquet_files(pairs.ref.data_uri),

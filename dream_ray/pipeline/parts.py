@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,14 @@ def read_part(folder_uri: str, part: str) -> pa.Table | None:
         return pq.read_table(path, filesystem=filesystem)
     except FileNotFoundError:
         return None
+
+
+def read_parts(folder_uri: str, *others: str) -> Iterator[tuple[str, list[pa.Table]]]:
+    """The parts of a folder by name, one at a time, each with the same part of other folders; only where all have it."""
+    for part in part_rows(folder_uri):
+        tables = [table for uri in (folder_uri, *others) if (table := read_part(uri, part)) is not None]
+        if len(tables) == 1 + len(others):
+            yield part, tables
 
 
 def write_part(folder_uri: str, part: str, table: pa.Table) -> None:

@@ -13,7 +13,7 @@ from dream_ray.chat.factory import make_chat
 from dream_ray.evaluate.metrics import find_metric, gap_interval
 from dream_ray.evaluate.report import ChatRow, ReportData, Sample, StageRow, build_report
 from dream_ray.pipeline.driver import Result
-from dream_ray.pipeline.parts import part_rows, read_part
+from dream_ray.pipeline.parts import read_parts
 from dream_ray.pipeline.run import Done, Run
 from dream_ray.records import Disentanglement, Metric, PreferencePair, Prompt, RiskOrigin, Split, from_row, from_table
 
@@ -67,10 +67,8 @@ def _samples(run: Run, result: Result) -> Iterable[Sample]:
     if not result.pairs or result.prompts is None or result.observed is None:
         return
     taken: dict[str, int] = {}
-    for part in part_rows(result.pairs[-1].ref.data_uri):
-        tables = [read_part(done.ref.data_uri, part) for done in (result.pairs[-1], result.prompts, result.observed)]
-        if any(table is None for table in tables):
-            continue
+    folders = [done.ref.data_uri for done in (result.pairs[-1], result.prompts, result.observed)]
+    for _, tables in read_parts(*folders):
         prompts = {row["prompt_id"]: row for row in tables[1].to_pylist()}
         observed = {row.prompt_id: row.observations for row in from_table(Disentanglement, tables[2])}
         for pair in from_table(PreferencePair, tables[0]):

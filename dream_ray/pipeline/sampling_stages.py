@@ -92,20 +92,18 @@ def sample(
 ) -> dict[str, Sampled]:
     """The finished stages of each job by its key. `scorer_url` starts the scorer where it does not run yet."""
     plans = {job.key: _plans(run, job, prompts, observed) for job in jobs}
-    rollouts = {job.key: run.done(plans[job.key][0]) for job in jobs}
-    judgements = {job.key: run.done(plans[job.key][1]) for job in jobs}
+    rollouts = {key: done for key, (sampling, _) in plans.items() if (done := run.done(sampling))}
+    judgements = {key: done for key, (_, judging) in plans.items() if (done := run.done(judging))}
     for model in dict.fromkeys(job.policy.model for job in jobs):
-        fresh = [job for job in jobs if job.policy.model == model and rollouts[job.key] is None]
+        fresh = [job for job in jobs if job.policy.model == model and job.key not in rollouts]
         if fresh:
-            for job, (rolled, judged) in zip(
-                fresh, _sample_and_judge(run, model, fresh, plans, prompts, observed, scorer_url())
-            ):
-                rollouts[job.key], judgements[job.key] = rolled, judged
+            stages = _sample_and_judge(run, model, fresh, plans, prompts, observed, scorer_url())
+            for job in fresh:
+                rollouts[job.key], judgements[job.key] = stages[job.rollout_key], stages[job.judge_key]
     for job in jobs:
-        if judgements[job.key] is None:
-            judgements[job.key] = _judge_again(
-                run, job, plans[job.key][1], rollouts[job.key], prompts, observed, scorer_url()
-            )
+        if job.key not in judgements:
+            plan = plans[job.key][1]
+            judgements[job.key] = _judge_again(run, job, plan, rollouts[job.key], prompts, observed, scorer_url())
     return {job.key: Sampled(rollouts[job.key], judgements[job.key]) for job in jobs}
 
 
@@ -156,8 +154,8 @@ def _sample_and_judge(
     prompts: Done,
     observed: Done,
     url: str,
-) -> list[tuple[Done, Done]]:
-    """One pass over all jobs of a model: engines, then the scorer."""
+) -> dict[str, Done]:
+    """One pass over all jobs of a model, engines, then the scorer; the finished stages by key."""
     config = run.config
     by_key = {job.key: job for job in jobs}
 
@@ -205,8 +203,8 @@ def _sample_and_judge(
         )
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
-    done = {stage.ref.key: stage for stage in run.carry_out([plan for job in jobs for plan in plans[job.key]], work)}
-    return [(done[job.rollout_key], done[job.judge_key]) for job in jobs]
+    pending = [plan for job in jobs for plan in plans[job.key]]
+    return {done.ref.key: done for done in run.carry_out(pending, work)}
 
 
 def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dataset:
@@ -220,11 +218,8 @@ def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dat
     )
 
 
-def _judge_again(
-    run: Run, job: SampleJob, plan: Plan, rollouts: Done | None, prompts: Done, observed: Done, url: str
-) -> Done:
+def _judge_again(run: Run, job: SampleJob, plan: Plan, rollouts: Done, prompts: Done, observed: Done, url: str) -> Done:
     """Judge rollouts that were sampled earlier."""
-    assert rollouts is not None
 
     def read(key: str, part: str) -> Iterable[pa.Table]:
         sampled = read_part(rollouts.ref.data_uri, part)

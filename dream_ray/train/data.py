@@ -1,9 +1,8 @@
 """What the trainers read: the run's parquet files joined into a map-style data set, images decoded row by row.
 
-Contract: columns `turns`, `answers` (and `length` once measured) stay in Arrow; a row becomes chat messages and pixels
-only when the dataloader asks for it, so memory does not grow with the number of images. Only prompts of the train split
-may be learnt from: another one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now
-raises.
+Contract: dialogues and answers stay in Arrow; a row becomes chat messages and pixels only when the dataloader asks
+for it, so memory does not grow with the number of images. Only prompts of the train split may be learnt from: another
+one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now raises.
 """
 
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArr
 
 
 class _Render:
-    """A batch of Arrow rows as messages and pixels; a class, so that the data set can be pickled to loader processes."""
+    """A batch of Arrow rows as messages and pixels; a class, so that a data set that holds it can be pickled."""
 
     def __init__(self, limits: ImageConfig):
         self.limits = limits
@@ -95,8 +94,6 @@ class _Render:
                 dialogues = [[from_row(Turn, turn) for turn in turns] for turns in values]
                 rendered["prompt"] = [to_messages(turns) for turns in dialogues]
                 rendered["images"] = [self._pixels(turns) for turns in dialogues]
-            elif name == "length":
-                rendered[name] = values
             else:
                 rendered[name] = [to_messages([Turn(role="assistant", text=text, images=())]) for text in values]
         return rendered

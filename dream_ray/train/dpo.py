@@ -1,9 +1,9 @@
 """Direct preference optimisation of one round: policy t -> policy t+1.
 
-Contract: `train_dpo` reads prompts and pairs from parquet and trains one adapter with TRL's DPOTrainer. Two cases:
-the start has an adapter, and training goes on with it against any reference on the same base model (`reference: initial`);
-or the start is a plain model, a new adapter begins, and the reference is that model itself (`reference: previous`, after
-`merge_adapter`). The reference's weights are frozen beside the policy's in the same model, never a second copy of it.
+Contract: `train_dpo` reads prompts and pairs from parquet and trains one adapter with TRL's DPOTrainer. Two cases: the
+start has an adapter, and training goes on with it against any reference on the same base model (`reference: initial`);
+or the start is a plain model, a new adapter begins, and the reference is that model itself (`reference: previous`,
+after `merge_adapter`). The reference is a frozen adapter beside the policy's, never a second copy of the model.
 
 DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (log p/p_ref)(rejected))).
 """
@@ -66,7 +66,7 @@ def _check_policies(start: Policy, reference: Policy) -> None:
         raise ConfigError(
             f"The policy {start.name} stands on {start.model} and the reference {reference.name} on {reference.model}. "
             "They share one model in memory and have to stand on the same base: pass the merged start as its own "
-            "reference (dpo.reference: previous), or go on from an adapter on the initial base (dpo.reference: initial)."
+            "reference (dpo.reference: previous), or an adapter on the initial base (dpo.reference: initial)."
         )
     if start.adapter is None and reference.adapter is not None:
         raise ConfigError(
@@ -81,7 +81,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     from peft import PeftModel
 
     model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
-    losses = {"loss_type": ["sigmoid"]}
+    losses: dict[str, Any] = {"loss_type": ["sigmoid"]}
     if settings["sft_weight"]:
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings["sft_weight"]]}
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,8 +112,8 @@ def set_reference(model: "PeftModel", adapter: Path | None) -> None:
 
     if REFERENCE_ADAPTER not in model.peft_config:
         raise RuntimeError(
-            f"DPOTrainer made no adapter named {REFERENCE_ADAPTER!r}; it has {', '.join(model.peft_config)}. This TRL keeps "
-            "its reference elsewhere, so training would use the wrong one: install the pinned version."
+            f"DPOTrainer made no adapter named {REFERENCE_ADAPTER!r}; it has {', '.join(model.peft_config)}. This TRL "
+            "keeps its reference elsewhere, so training would use the wrong one: install the pinned version."
         )
     if adapter is None:
         model.delete_adapter(REFERENCE_ADAPTER)

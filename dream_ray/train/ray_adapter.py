@@ -73,8 +73,8 @@ def fit(
 ) -> TrainResult:
     """Train. `build(settings, arguments)` makes the trainer on a worker; `arguments` go into its TrainingArguments.
 
-    `settings` must be picklable and small: workers read their data themselves. `output` is the uri of a folder that exists
-    and belongs to this training alone. Raises ray.train's TrainingFailedError after `MAX_FAILURES` restarts.
+    `settings` must be picklable and small: workers read their data themselves. `output` is the uri of a folder that
+    exists and belongs to this training alone. Raises ray.train's TrainingFailedError after `MAX_FAILURES` restarts.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -104,11 +104,14 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     import ray.train
     from transformers import PrinterCallback
 
+    from dream_ray.train.answer_logits import score_answers_only  # imports TRL, which takes seconds
+
     train: TrainConfig = config["train"]
     logging.getLogger("dream_ray").setLevel(logging.INFO)
     context = ray.train.get_context()
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
+        score_answers_only()
     with tempfile.TemporaryDirectory(prefix="dream-ray-train-") as scratch:
         trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
         trainer.remove_callback(PrinterCallback)
@@ -132,8 +135,8 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise RuntimeError(
-            f"Training ended with the loss {losses[-1] if losses else None} after {trainer.state.global_step} steps, so the "
-            "adapter is of no use. Lower the learning rate, or train in float32 (bf16: false)."
+            f"Training ended with the loss {losses[-1] if losses else None} after {trainer.state.global_step} steps: "
+            "the adapter is of no use. Lower the learning rate, or train in float32 (bf16: false)."
         )
     return {
         "steps": trainer.state.global_step,
@@ -195,7 +198,7 @@ def _report_callback() -> "TrainerCallback":
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    class ReportCallback(TrainerCallback):
+    class ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers' lazy import hides the type
         def __init__(self) -> None:
             self.started, self.first_step = time.monotonic(), 0
 

@@ -123,6 +123,7 @@ def test_unclear_verdict(text: str) -> None:
         ("I give 8 / 10 on a scale of 0-10.", 8),
         ("On a scale of 0 to 10 this is a 6.", 6),
         ("1. notices the risk\n2. warns\nScore: 9", 9),
+        ("A 6, on a scale from 0 to 10", 6),
         ("First 3, but on reflection 6", 6),
         ("Score: 4. The reply has 3 steps.", 4),
         ("7.", 7),

@@ -64,7 +64,7 @@ def scorer(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", bodies
@@ -210,11 +210,14 @@ def test_lost_doubled_and_empty_rows_are_loud() -> None:
         good["results"][0]["judgement"]["rollout_id"] = "another"
         return 200, good
 
-    with scorer(swapped) as (url, _), pytest.raises(ValueError, match="1 row.s. lost"):
+    with scorer(swapped) as (url, _), pytest.raises(ValueError, match=r"1 row\(s\) lost"):
         run(url, table_of(SAMPLED[:2], PROMPT))
-    with scorer(lambda number, body: (200, {"results": judged(body)["results"][:1]})) as (url, _):
-        with pytest.raises(ValueError):
-            run(url, table_of(SAMPLED[:2], PROMPT))
+
+    def short(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, {"results": judged(body)["results"][:1]}
+
+    with scorer(short) as (url, _), pytest.raises(ValueError, match="shorter"):
+        run(url, table_of(SAMPLED[:2], PROMPT))
 
 
 def test_a_batch_of_errors_asks_nobody() -> None:

@@ -12,7 +12,7 @@ from dream_ray.records import Disentanglement, ErrorRow, Turn, make_prompt
 from dream_ray.stored_images import read_images
 from dream_ray.teacher.disentangle import disentangle
 from tests.records_for_tests import KNIFE, LOCK, prompt_of, stored_image
-from tests.scripted import ScriptedChat, Script
+from tests.scripted import Script, ScriptedChat
 
 ODD = '{"content": "x", "source": "image content", "category": "Weather"}'
 

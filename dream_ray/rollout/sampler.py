@@ -1,0 +1,252 @@
+"""The rollout sampler: a Ray Data actor around a vLLM engine.
+
+Contract: `Sampler` takes tables of `SampleRequest` rows and returns, in their order, one row per sample with the
+columns `job`, `part`, `prompt` and `observations` of its request, `rollout` (Rollout or null) and `error` (ErrorRow or
+null, stage "rollout", row_id the prompt's id). A request that cannot be sampled is one row with an error; its
+neighbours lose nothing. All n samples of a request are one request of the engine, which reads prompt and images once;
+sample k has the seed `seed` + k (vLLM gives that to the k-th child of a request, and a test checks it). Answers cut at
+max_tokens are rollouts with finish_reason "length". An adapter without effect and an image that the engine does not
+see raise EngineError.
+
+The engine stays full while a batch waits for its last answer, because Ray Data makes several calls at once
+(`sampler_arguments`). When the dataset ends, Ray Data drops the actor, `__del__` closes the engine.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
+from dream_ray.dialogue import to_messages
+from dream_ray.images import BadImage, decode
+from dream_ray.outcomes import struct_of
+from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
+from dream_ray.rollout.engine import Engine, Query, Rejected
+from dream_ray.rollout.requests import SampleRequest
+from dream_ray.stored_images import read_images
+from dream_ray.train.policy import fetch_folder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from vllm import RequestOutput
+
+STAGE = "rollout"
+"""The stage's name in error rows."""
+
+IMAGES_PER_PROMPT = 8
+"""Most images of a dialogue. vLLM wants a limit before it starts; a prompt over it goes to the errors table."""
+
+ADAPTERS_AT_ONCE = 2
+"""Adapters whose rows share the engine's steps; rows of a third wait. A pass has at most policy 0 and one more."""
+
+CALLS_AT_ONCE = 4
+"""Batches in the engine at a time: the next ones fill the places of a batch whose last answers are long."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.32 takes as max_lora_rank (vllm.config.lora.MaxLoRARanks); an adapter may have any rank below."""
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens that one step of a CPU engine reads at most, vLLM's own figure for offline use on a CPU."""
+
+
+def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: int, model: str) -> dict[str, Any]:
+    """vLLM's EngineArgs for a student whose folder lies at the local path `model`. Raises ValueError for a rank over "
+    "512."""
+    ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
+    if not ranks:
+        raise ValueError(
+            f"lora.rank = {lora_rank}, but vLLM serves adapters up to rank {LORA_RANKS[-1]}. Set lora.rank lower."
+        )
+    common: dict[str, Any] = {
+        "model": model,
+        "trust_remote_code": student.trust_remote_code,
+        "dtype": rollout.dtype,
+        "max_model_len": student.max_model_len,
+        "limit_mm_per_prompt": {"image": IMAGES_PER_PROMPT},
+        "enable_lora": True,
+        "max_lora_rank": ranks[0],
+        "max_loras": ADAPTERS_AT_ONCE,
+        "seed": 0,
+        "disable_log_stats": True,
+        # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
+        "mm_processor_cache_gb": 0,
+    }
+    if rollout.gpus_per_engine > 0:
+        return common | {"tensor_parallel_size": rollout.gpus_per_engine}
+    return common | {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": rollout.kv_cache_gib * 2**30,
+        # A prompt that is read in two steps rewinds its random generator in between, which torch's CPU generator
+        # cannot: vLLM 0.32 dies of "CPU Generator does not use offset". So each prompt is read in one step.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(PREFILL_TOKENS, student.max_model_len),
+    }
+
+
+def sampler_arguments(rollout: RolloutConfig) -> dict[str, Any]:
+    """What `map_batches` needs beside the class: the actors, their resources and their environment."""
+    import ray.data
+
+    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    if rollout.gpus_per_engine == 0:
+        # In the actor's own process a CPU engine starts in a third of the time and leaves nothing behind when the actor
+        # is killed. Ray would set one thread per num_cpus, which are logical and more than the cores.
+        threads = max(1, len(os.sched_getaffinity(0)) // rollout.engines)
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
+    return {
+        "compute": ray.data.ActorPoolStrategy(size=rollout.engines, max_concurrent_calls_per_actor=CALLS_AT_ONCE),
+        "num_cpus": 1,
+        "num_gpus": rollout.gpus_per_engine,
+        "runtime_env": {"env_vars": environment},
+    }
+
+
+class Sampler:
+    """Ray Data actor class (batch_format="pyarrow"); see the module's contract."""
+
+    def __init__(self, student: StudentConfig, rollout: RolloutConfig, lora_rank: int, images: ImageConfig):
+        """Start an engine on the student's base weights; adapters up to `lora_rank` come with the requests."""
+        from transformers import AutoProcessor
+
+        self._images = images
+        self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-sampler-")
+        model = str(fetch_folder(student.model, Path(self._folder.name)))
+        self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=student.trust_remote_code)
+        self._adapters: dict[str, str] = {}
+        self._checked_tokens = False
+        self._engine = Engine(engine_arguments(student, rollout, lora_rank, model))
+
+    def __del__(self) -> None:
+        """Close the engine; Ray Data drops its reference to this object when the dataset ends."""
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """The samples of a batch of requests. Raises EngineError for what spoils every row."""
+        requests = from_table(SampleRequest, batch)
+        loaded = await asyncio.gather(*(asyncio.to_thread(self._load, request) for request in requests))
+        queries = [
+            item if isinstance(item, Rejected) else self._query(request, item)
+            for request, item in zip(requests, loaded, strict=True)
+        ]
+        accepted = [query for query in queries if isinstance(query, Query)]
+        answers = iter(await asyncio.gather(*map(asyncio.wrap_future, self._engine.submit(accepted))))
+        outcomes = [
+            samples(request, query if isinstance(query, Rejected) else next(answers))
+            for request, query in zip(requests, queries, strict=True)
+        ]
+        return _table(batch, outcomes)
+
+    def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":
+        """The pixels of a request's images."""
+        images = request.prompt.images
+        if len(images) > IMAGES_PER_PROMPT:
+            return Rejected("too_many_images", f"{len(images)} images, the engine takes {IMAGES_PER_PROMPT}")
+        try:
+            return tuple(decode(content, self._images) for content in read_images(images, self._images))
+        except BadImage as error:
+            return Rejected(error.reason, error.detail)
+
+    def _query(self, request: SampleRequest, images: "tuple[Image, ...]") -> Query:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        messages = to_messages(request.prompt.turns)
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        expected_ids = None
+        if images and not self._checked_tokens:
+            # The first prompt with an image stands for all: they share processor and template.
+            self._checked_tokens = True
+            expected_ids = self._training_ids(messages, images)
+        bos = self._processor.tokenizer.bos_token
+        return Query(
+            text=text,
+            # The rule of transformers' processors, which training follows: a template that writes the token has its
+            # way.
+            special_tokens=bos is None or not text.startswith(bos),
+            images=images,
+            image_keys=tuple(image.sha256 for image in request.prompt.images),
+            params=SamplingParams(
+                n=request.n,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+            max_tokens=request.max_tokens,
+            adapter=self._adapter_folder(request.adapter),
+            expected_ids=expected_ids,
+        )
+
+    def _training_ids(self, messages: list[dict[str, Any]], images: "tuple[Image, ...]") -> tuple[int, ...]:
+        """The token ids that TRL gets for the prompt: the processor with the pixels in the messages."""
+        pixels = iter(images)
+        filled = [
+            message
+            | {
+                "content": [
+                    part | {"image": next(pixels)} if part["type"] == "image" else part for part in message["content"]
+                ]
+            }
+            for message in messages
+        ]
+        encoded = self._processor.apply_chat_template(
+            filled, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return tuple(encoded["input_ids"][0])
+
+    def _adapter_folder(self, uri: str | None) -> str | None:
+        """The local folder of an adapter, fetched at its first use."""
+        if uri is None:
+            return None
+        if uri not in self._adapters:
+            self._adapters[uri] = str(fetch_folder(uri, Path(self._folder.name)))
+        return self._adapters[uri]
+
+
+def samples(request: SampleRequest, answer: "RequestOutput | Rejected") -> list[Rollout | ErrorRow]:
+    """What came of a request: a rollout per sample in the order of k, or one error where it was not sampled."""
+    prompt_id = request.prompt.prompt_id
+    if isinstance(answer, Rejected):
+        return [ErrorRow(STAGE, prompt_id, answer.reason, answer.detail, 1)]
+    found: list[Rollout | ErrorRow] = []
+    for completion in sorted(answer.outputs, key=lambda completion: completion.index):
+        k, seed = completion.index, request.seed + completion.index
+        if completion.finish_reason not in ("stop", "length"):
+            found.append(
+                ErrorRow(STAGE, prompt_id, "sampling_interrupted", f"sample {k}: {completion.finish_reason}", 1)
+            )
+            continue
+        found.append(
+            Rollout(
+                rollout_id=stable_id("rollout", request.policy, prompt_id, k, seed),
+                prompt_id=prompt_id,
+                policy=request.policy,
+                k=k,
+                seed=seed,
+                text=completion.text,
+                finish_reason=completion.finish_reason,
+                prompt_tokens=len(answer.prompt_token_ids or ()),
+                completion_tokens=len(completion.token_ids),
+            )
+        )
+    return found
+
+
+def _table(batch: pa.Table, outcomes: Sequence[Sequence[Rollout | ErrorRow]]) -> pa.Table:
+    """The batch's columns repeated for each outcome of their row, with the outcomes beside them."""
+    rows = [row for row, found in enumerate(outcomes) for _ in found]
+    flat = [outcome for found in outcomes for outcome in found]
+    # Arrow does not check required fields inside a struct; as columns of their own they are checked.
+    to_table(Rollout, [outcome for outcome in flat if isinstance(outcome, Rollout)])
+    rollouts = [to_row(outcome) if isinstance(outcome, Rollout) else None for outcome in flat]
+    errors = [to_row(outcome) if isinstance(outcome, ErrorRow) else None for outcome in flat]
+    table = batch.select(["job", "part", "prompt", "observations"]).take(pa.array(rows, pa.int64()))
+    table = table.append_column("rollout", pa.array(rollouts, type=struct_of(Rollout)))
+    return table.append_column("error", pa.array(errors, type=struct_of(ErrorRow)))

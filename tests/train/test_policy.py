@@ -1,0 +1,99 @@
+"""Model folders are checked before they are loaded, and travel between file systems."""
+
+import json
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from dream_ray import files
+from dream_ray.config import ConfigError
+from dream_ray.train.policy import Policy, check_model_folder, fetch_folder, merge_adapter, store_folder
+
+COMPLETE = {
+    "config.json": json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}),
+    "model.safetensors": "",
+    "tokenizer.json": "{}",
+    "processor_config.json": "{}",
+    "chat_template.jinja": "{{ messages }}",
+}
+
+
+def write(folder: Path, content: dict[str, str]) -> str:
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_a_complete_folder_passes(tmp_path: Path):
+    check_model_folder(write(tmp_path / "model", COMPLETE))
+
+
+def test_a_template_inside_the_tokenizer_config_passes(tmp_path: Path):
+    content = {name: text for name, text in COMPLETE.items() if name != "chat_template.jinja"}
+    check_model_folder(write(tmp_path / "model", {**content, "tokenizer_config.json": '{"chat_template": "x"}'}))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere.* is not a folder"):
+        check_model_folder(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [
+        ("config.json", r"lacks config\.json"),
+        ("model.safetensors", r"lacks \*\.safetensors"),
+        ("tokenizer.json", r"lacks tokenizer\.json"),
+        ("processor_config.json", "lacks processor_config.json or preprocessor_config.json"),
+        ("chat_template.jinja", "no chat template"),
+    ],
+)
+def test_each_missing_file_is_named(tmp_path: Path, absent: str, message: str):
+    content = {name: text for name, text in COMPLETE.items() if name != absent}
+    with pytest.raises(ConfigError, match=message):
+        check_model_folder(write(tmp_path / "model", content))
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "names no `architectures`")])
+def test_a_broken_config_is_named(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_model_folder(write(tmp_path / "model", {**COMPLETE, "config.json": text}))
+
+
+def test_a_local_folder_is_used_in_place(tmp_path: Path):
+    folder = write(tmp_path / "model", COMPLETE)
+    assert fetch_folder(folder, tmp_path / "cache") == Path(folder)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_remote_folder_is_copied_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A sub-tree file system stands for the bucket: it is no local one, and its paths mean nothing to open()."""
+    (tmp_path / "bucket").mkdir()
+    bucket = pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem())
+    resolve = files.resolve
+    monkeypatch.setattr(
+        files, "resolve", lambda uri: (bucket, uri.removeprefix("s3://")) if uri.startswith("s3://") else resolve(uri)
+    )
+    source = Path(write(tmp_path / "model", COMPLETE))
+    (source / "ref").mkdir()
+    (source / "ref" / "inner.json").write_text("1")
+    store_folder(source, "s3://runs/a/adapter")
+    fetched = fetch_folder("s3://runs/a/adapter", tmp_path / "cache")
+    assert fetched.is_relative_to(tmp_path / "cache")
+    found = {file.relative_to(fetched).as_posix(): file.read_text() for file in fetched.rglob("*") if file.is_file()}
+    assert found == {**COMPLETE, "ref/inner.json": "1"}
+
+
+def test_storing_replaces_what_was_there(tmp_path: Path):
+    target = tmp_path / "run" / "adapter"
+    store_folder(Path(write(tmp_path / "first", {"a": "1"})), str(target))
+    store_folder(Path(write(tmp_path / "second", {"b": "2"})), str(target))
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert [file.name for file in target.parent.iterdir()] == ["adapter"]
+
+
+def test_a_policy_without_adapter_cannot_be_merged(tmp_path: Path):
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge_adapter(Policy("base", str(tmp_path), None), str(tmp_path / "merged"))

@@ -1,0 +1,269 @@
+"""SFT and DPO on a tiny random multimodal model, in this process and under Ray Train."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from dream_ray import files
+from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.train import dpo as dpo_module
+from dream_ray.train.dpo import train_dpo
+from dream_ray.train.policy import Policy, merge_adapter
+from dream_ray.train.sft import train_sft
+
+pytestmark = pytest.mark.slow
+
+LORA = LoraConfig(rank=4, alpha=8)
+SFT = SftConfig(learning_rate=1e-2, epochs=2, batch_size=4, micro_batch_size=2, num_workers=0)
+DPO = DpoConfig(learning_rate=1e-2, epochs=2, batch_size=4, micro_batch_size=2, num_workers=0, sft_weight=0.2)
+
+
+def sft_once(model: Path, run_files: dict[str, str], output: Path, config: SftConfig = SFT, seed: int = 0):
+    output.mkdir()
+    return train_sft(
+        prompts=[run_files["prompts"]],
+        demonstrations=[run_files["demonstrations"]],
+        student=StudentConfig(model=str(model)),
+        lora=LORA,
+        sft=config,
+        images=ImageConfig(),
+        seed=seed,
+        output=str(output),
+    )
+
+
+def dpo_once(model: Path, run_files: dict[str, str], output: Path, start: Policy, reference: Policy, config=DPO):
+    output.mkdir()
+    return train_dpo(
+        prompts=[run_files["prompts"]],
+        pairs=[run_files["pairs"]],
+        start=start,
+        reference=reference,
+        student=StudentConfig(model=str(model)),
+        lora=LORA,
+        dpo=config,
+        images=ImageConfig(),
+        seed=0,
+        output=str(output),
+    )
+
+
+def adapter_weights(uri: str):
+    from peft import load_peft_weights
+
+    return load_peft_weights(str(files.as_path(uri)), device="cpu")
+
+
+def load(model: Path, adapter: str | None = None):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    return (PeftModel.from_pretrained(base, str(files.as_path(adapter))) if adapter else base).eval()
+
+
+def logits(model, tiny_model: Path):
+    import torch
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    inputs = processor.tokenizer("<|im_start|>user\nName the colour.<|im_end|>\n", return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
+    import torch
+
+    before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    sft = sft_once(tiny_model, run_files, tmp_path / "sft")
+    assert (sft.steps, sft.examples) == (6, 12)
+    losses = [entry["loss"] for entry in sft.history if "loss" in entry]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert sft.loss == losses[-1]
+    assert sft.tokens > 12 * 40
+
+    policy = Policy("policy-0", str(tiny_model), sft.adapter)
+    dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, policy)
+    assert dpo.steps == 6
+    logged = [entry for entry in dpo.history if "loss" in entry]
+    for key in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"):
+        assert all(math.isfinite(entry[key]) for entry in logged)
+    # The policy starts as its own reference: no margin before the first update, a margin after the last.
+    assert logged[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert logged[-1]["rewards/margins"] > 0.01
+
+    first, second = adapter_weights(sft.adapter), adapter_weights(dpo.adapter)
+    assert first.keys() == second.keys()
+    assert len(first) == 2 * 7 * 2  # A and B of 7 projections in 2 layers
+    assert all("text_model" in name for name in first)
+    assert all(not torch.equal(first[name], second[name]) for name in first)
+    assert all(tensor.abs().sum() > 0 for name, tensor in first.items() if "lora_B" in name)
+    assert {file.name: file.read_bytes() for file in tiny_model.iterdir()} == before
+
+    base, tuned, aligned = (load(tiny_model, adapter) for adapter in (None, sft.adapter, dpo.adapter))
+    outcomes = [logits(model, tiny_model) for model in (base, tuned, aligned)]
+    assert not torch.allclose(outcomes[0], outcomes[1], atol=1e-3)
+    assert not torch.allclose(outcomes[1], outcomes[2], atol=1e-3)
+
+    merged = merge_adapter(Policy("policy-1", str(tiny_model), dpo.adapter), str(tmp_path / "merged"))
+    torch.testing.assert_close(logits(load(Path(merged)), tiny_model), outcomes[2], atol=1e-4, rtol=1e-4)
+    # `reference: previous`: a new adapter on the merged model, which is its own reference.
+    start = Policy("policy-1", merged, None)
+    again = dpo_once(Path(merged), run_files, tmp_path / "again", start, start)
+    assert next(entry for entry in again.history if "loss" in entry)["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_adapter(tiny_model: Path, run_files, tmp_path: Path):
+    import torch
+
+    one, two, other = (
+        adapter_weights(sft_once(tiny_model, run_files, tmp_path / name, seed=seed).adapter)
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def reference_log_probs(model, tiny_model: Path, row: dict, side: str) -> float:
+    """Sum of the answer tokens' log-probabilities, computed without TRL."""
+    import torch
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True)
+    whole = processor.apply_chat_template(row["prompt"] + row[side])
+    pictures = [row["images"]] if row["images"] else None
+    length = processor(text=[prompt], images=pictures, return_tensors="pt")["input_ids"].shape[1]
+    inputs = processor(text=[whole], images=pictures, return_tensors="pt")
+    with torch.no_grad():
+        scores = model(**inputs).logits.float().log_softmax(-1)
+    targets = inputs["input_ids"][0, length:]
+    return float(scores[0, length - 1 : -1].gather(1, targets[:, None]).sum())
+
+
+@pytest.mark.parametrize("reference", ["other adapter", "base"])
+def test_the_reference_is_the_one_that_was_asked_for(tiny_model: Path, run_files, tmp_path: Path, reference: str):
+    """TRL copies the start into its reference; with start != reference ours has to replace it."""
+    start = sft_once(tiny_model, run_files, tmp_path / "start", seed=1)
+    other = sft_once(tiny_model, run_files, tmp_path / "other", seed=2)
+    adapter = other.adapter if reference == "other adapter" else None
+    settings = {
+        "prompts": [run_files["prompts"]],
+        "pairs": [run_files["pairs"]],
+        "model": str(tiny_model),
+        "start_adapter": start.adapter,
+        "reference_adapter": adapter,
+        "student": StudentConfig(model=str(tiny_model)),
+        "lora": LORA,
+        "beta": 0.1,
+        "sft_weight": 0.0,
+        "images": ImageConfig(),
+        "seed": 0,
+    }
+    arguments = dpo_module.ray_adapter._arguments(DPO, tmp_path / "scratch")
+    trainer = dpo_module.build_trainer(settings, arguments)
+    rows = [trainer.train_dataset[index] for index in (0, 1, 11)]
+    batch = trainer.data_collator([dict(row) for row in rows])
+    seen = [part.tolist() for part in trainer.compute_ref_log_probs(trainer.model, batch)]
+    wanted_model, start_model = load(tiny_model, adapter), load(tiny_model, start.adapter)
+    for side, values in zip(("chosen", "rejected"), seen, strict=True):
+        wanted = [reference_log_probs(wanted_model, tiny_model, row, side) for row in rows]
+        assert values == pytest.approx(wanted, rel=1e-5, abs=1e-4)
+        assert values != pytest.approx([reference_log_probs(start_model, tiny_model, row, side) for row in rows], abs=1)
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".default." in name for name in trained)
+
+
+def test_policies_that_do_not_fit_are_refused(tiny_model: Path, run_files, tmp_path: Path):
+    plain = Policy("base", str(tiny_model), None)
+    with pytest.raises(ConfigError, match="has no adapter but the reference"):
+        dpo_once(tiny_model, run_files, tmp_path / "a", plain, Policy("policy-0", str(tiny_model), "adapter"))
+    with pytest.raises(ConfigError, match="have to stand on the same base"):
+        dpo_once(tiny_model, run_files, tmp_path / "b", plain, Policy("policy-0", str(tmp_path), None))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def test_two_workers_under_ray_train_give_what_one_process_gives(tiny_model: Path, run_files, tmp_path: Path, cluster):
+    """Same global batch; only the order of sums differs."""
+    import torch
+
+    alone = sft_once(tiny_model, run_files, tmp_path / "alone")
+    spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update={"num_workers": 2}))
+    assert (spread.steps, spread.examples) == (alone.steps, alone.examples)
+    one, two = adapter_weights(alone.adapter), adapter_weights(spread.adapter)
+    assert one.keys() == two.keys()
+    assert all(torch.isfinite(tensor).all() for tensor in two.values())
+    policy = Policy("policy-0", str(tiny_model), spread.adapter)
+    reference = Policy("other", str(tiny_model), alone.adapter)
+    dpo = dpo_once(
+        tiny_model, run_files, tmp_path / "dpo", policy, reference, DPO.model_copy(update={"num_workers": 2})
+    )
+    assert dpo.steps == 6
+    assert (tmp_path / "dpo" / "ray_train").is_dir()
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, tmp_path: Path, cluster):
+    """The second epoch's first image is missing until the worker has crashed on it once."""
+    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
+    whole = sft_once(tiny_model, run_files, tmp_path / "whole", config)
+    crashed = crash_once(tiny_model, run_files, tmp_path, config)
+    assert dataclasses.replace(crashed, adapter="", seconds=0, history=[]) == dataclasses.replace(
+        whole, adapter="", seconds=0, history=[]
+    )
+    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
+    import torch
+
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+
+
+def crash_once(model: Path, run_files: dict[str, str], folder: Path, config: SftConfig):
+    """Run a training whose worker dies at the start of its second epoch, once."""
+    from dream_ray.train import ray_adapter
+    from dream_ray.train.sft import build_trainer
+
+    marker = str(folder / "crashed")
+
+    def build(settings, arguments):
+        import os
+
+        from transformers import TrainerCallback
+
+        class Crash(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 4 and not os.path.exists(marker):
+                    open(marker, "w").close()
+                    os._exit(1)
+
+        trainer = build_trainer(settings, arguments)
+        trainer.add_callback(Crash())
+        return trainer
+
+    output = folder / "crash"
+    output.mkdir()
+    settings = {
+        "prompts": [run_files["prompts"]],
+        "demonstrations": [run_files["demonstrations"]],
+        "model": str(model),
+        "student": StudentConfig(model=str(model)),
+        "lora": LORA,
+        "images": ImageConfig(),
+        "seed": 0,
+    }
+    result = ray_adapter.fit(build, settings, config, str(output))
+    assert (folder / "crashed").exists()
+    return result
