@@ -138,3 +138,7 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
 def _as_interrupt(signum: int, frame: object) -> None:
     """A spot machine's SIGTERM ends a run as Ctrl-C does: cleanly and resumable."""
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app()

@@ -129,6 +129,8 @@ class RolloutConfig(Section):
 
     k: int = Field(default=8, ge=1)
     """Answers sampled per training prompt and round, in one request."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training prompts that one round samples; the next round samples others."""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
@@ -137,9 +139,18 @@ class RolloutConfig(Section):
     """vLLM engines, each in its own Ray Data actor."""
     gpus_per_engine: int = Field(default=0, ge=0)
     """GPUs of one engine (tensor parallel); 0 runs vLLM's CPU build."""
+    adapters: Literal["auto", "request", "merge"] = "auto"
+    """How an adapter gets to the engine. `request`: with each request, one engine for all policies of a base model.
+    `merge`: merged into the weights, one engine after the other. `auto`: `request` on GPUs, `merge` on a CPU, where vLLM
+    computes adapters token by token."""
     dtype: str = "bfloat16"
     kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
+
+    @property
+    def merges_adapters(self) -> bool:
+        """True where an engine gets a policy's merged weights."""
+        return self.adapters == "merge" or (self.adapters == "auto" and self.gpus_per_engine == 0)
 
 
 class JudgeConfig(Section):

@@ -18,3 +18,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets in {folder} (set DREAM_RAY_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def student() -> Path:
+    """The demo's student, built once and kept in build/, as `make demo` does."""
+    from dream_ray.train.local_student import build_local_student
+
+    return build_local_student(REPOSITORY / "build" / "student")

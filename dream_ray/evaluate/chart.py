@@ -7,14 +7,14 @@ own units (1 unit is 1 CSS pixel where the drawing is shown at full size). Nothi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dream_ray.evaluate.metrics import METRIC_RISK, find_metric
+from dream_ray.evaluate.metrics import METRIC_RISK, Share, find_metric, share_of
 from dream_ray.records import Metric
 
 LABELS = {"safe": "safe", "over_refusal": "over-refusal"}
 """What the two numbers are called beside their lines."""
 
 _LEFT, _TOP, _HEIGHT = 44.0, 14.0, 210.0
-_RIGHT = 122.0
+_RIGHT = 150.0
 """Room for the direct label of a line: "over-refusal 100%"."""
 _STEP = 66.0
 """Between two policies: the width of a tick label."""
@@ -96,13 +96,26 @@ def curve(
     xs = {policy: _LEFT + _STEP * (index + 0.5) for index, policy in enumerate(policies)}
     lines = []
     for name, nudge in zip(METRIC_RISK, (-_NUDGE, _NUDGE), strict=True):
-        points = {}
+        points, shares = {}, {}
         for policy in policies:
             metric = find_metric([row for row in metrics if row.policy == policy], split, name)
-            if metric is not None and metric.value is not None:
-                points[policy] = _point(metric, xs[policy] + nudge, policy not in refused)
+            share = share_of(metric)
+            if metric is not None and share is not None:
+                points[policy] = _point(metric, share, xs[policy] + nudge, policy not in refused)
+                shares[policy] = share.value
         if points:
-            lines.append(_line(name, points, parents, metrics, split, right))
+            # The label names the last policy that the run took: its number is the result.
+            last = ([policy for policy in points if policy not in refused] or list(points))[-1]
+            lines.append(
+                Line(
+                    name=name,
+                    label=f"{LABELS[name]} {shares[last]:.0%}",
+                    label_x=right + 6,
+                    label_y=points[last].y,
+                    points=tuple(points.values()),
+                    segments=_segments(points, parents),
+                )
+            )
     return Curve(
         split=split,
         width=right + _RIGHT,
@@ -120,38 +133,17 @@ def _y(share: float) -> float:
     return round(_TOP + _HEIGHT * (1 - share), 1)
 
 
-def _point(metric: Metric, x: float, taken: bool) -> Point:
-    assert metric.value is not None and metric.low is not None and metric.high is not None  # n > 0, see Metric
-    title = (
-        f"{metric.policy}: {LABELS[metric.name]} {metric.value:.0%}, 95% interval {metric.low:.0%} to {metric.high:.0%}"
-    )
-    return Point(x, _y(metric.value), _y(metric.low), _y(metric.high), taken, f"{title}, n = {metric.n}")
+def _point(metric: Metric, share: Share, x: float, taken: bool) -> Point:
+    number = f"{LABELS[metric.name]} {share.value:.0%}, 95% interval {share.low:.0%} to {share.high:.0%}"
+    title = f"{metric.policy}: {number}, n = {metric.n}"
+    return Point(x, _y(share.value), _y(share.low), _y(share.high), taken, title)
 
 
-def _line(
-    name: str,
-    points: Mapping[str, Point],
-    parents: Mapping[str, str],
-    metrics: Sequence[Metric],
-    split: str,
-    right: float,
-) -> Line:
-    segments = [
+def _segments(points: Mapping[str, Point], parents: Mapping[str, str]) -> tuple[Segment, ...]:
+    return tuple(
         Segment(points[parent].x, points[parent].y, point.x, point.y, point.taken)
         for policy, point in points.items()
         if (parent := parents.get(policy)) is not None and parent in points
-    ]
-    # The label stands at the end of the axis and names the last policy that the run took: its number is the result.
-    last = [policy for policy, point in points.items() if point.taken] or list(points)
-    metric = find_metric([row for row in metrics if row.policy == last[-1]], split, name)
-    assert metric is not None and metric.value is not None
-    return Line(
-        name=name,
-        label=f"{LABELS[name]} {metric.value:.0%}",
-        label_x=right + 6,
-        label_y=points[last[-1]].y,
-        points=tuple(points.values()),
-        segments=tuple(segments),
     )
 
 
@@ -159,7 +151,7 @@ def _apart(lines: Sequence[Line]) -> tuple[Line, ...]:
     """The lines with their labels far enough from each other to be read, and inside the frame."""
     if len(lines) < 2:
         return tuple(lines)
-    upper, lower = sorted((line.label_y for line in lines))
+    upper, lower = sorted(line.label_y for line in lines)
     missing = max(0.0, _LABEL_GAP - (lower - upper)) / 2
     upper, lower = upper - missing, lower + missing
     shift = max(0.0, _TOP - upper) - max(0.0, lower - (_TOP + _HEIGHT))

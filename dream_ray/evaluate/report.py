@@ -1,9 +1,9 @@
 """The report of a run: one HTML file that needs nothing beside it.
 
-Contract: `build_report` is a pure function from `ReportData` to a page without scripts and without anything fetched from
-elsewhere (its content security policy forbids both). All text is escaped by the template engine. Prompts, answers,
-observations and pictures stand inside closed <details> behind a content warning, so that nothing risky is seen before a
-click. Sizes are bounded here, so the page stays under 2 MB whatever it is given.
+Contract: `build_report` is a pure function from `ReportData` to a page without scripts and without anything fetched
+from elsewhere (its content security policy forbids both). All text is escaped by the template engine. Prompts, answers,
+observations and pictures stand inside closed <details> behind a content warning, so that nothing risky is seen before
+a click. Pairs that would make the page larger than MAX_BYTES are left out.
 """
 
 import base64
@@ -23,6 +23,8 @@ from dream_ray.images import BadImage, decode
 from dream_ray.records import Metric, Observation, PreferencePair, Prompt, Split
 from dream_ray.taxonomy import Category
 
+MAX_BYTES = 2_000_000
+"""Largest page; pairs are left out from the end until it fits, and the page says how many are shown."""
 MAX_SAMPLES = 12
 """Most pairs shown."""
 MAX_IMAGES = 4
@@ -61,8 +63,8 @@ class RoundRow:
 class StageRow:
     """One finished stage, in the order of the run; `failures` counts reasons.
 
-    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds are theirs too and are
-    counted once. `peak_memory_bytes` is None where nobody measured it.
+    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds are theirs
+    too and are counted once. `peak_memory_bytes` is None where nobody measured it.
     """
 
     key: str
@@ -108,23 +110,41 @@ class ReportData:
 
 
 def build_report(data: ReportData) -> str:
-    """The page, as text to be written in UTF-8. Raises ValueError where metrics of a policy are given twice."""
+    """The page, as text to be written in UTF-8.
+
+    Raises ValueError where a policy's metrics are given twice, or where `standing` has none.
+    """
+    views = [_sample_view(sample) for sample in data.samples[:MAX_SAMPLES]]
+    page = _page(data, views)
+    while views and len(page.encode()) > MAX_BYTES:
+        views.pop()
+        page = _page(data, views)
+    return page
+
+
+def _page(data: ReportData, samples: list["_SampleView"]) -> str:
     policies = policies_of(data.metrics)
+    if policies and data.standing not in policies:
+        raise ValueError(
+            f"The report names {data.standing!r} as the policy that the run ends with, but the metrics are about "
+            f"{', '.join(policies)}. Pass the metrics of every policy of the run, under the names that the rounds use."
+        )
     refused = frozenset(row.candidate for row in data.rounds if not row.taken)
     parents = dict(zip(policies[1:], policies, strict=False)) | {row.candidate: row.standing for row in data.rounds}
-    splits = [split.value for split in Split if any(metric.split == split for metric in data.metrics)]
+    # Held-out prompts first: they took no part in any decision of the run.
+    splits = [split.value for split in reversed(Split) if any(metric.split == split for metric in data.metrics)]
     seconds = sum(row.seconds for row, shared in zip(data.stages, _shared(data.stages), strict=True) if not shared)
     return _template().render(
         data=data,
         rules=[chat for chat in data.chats if chat.backend == "rules"],
         policies=policies,
         refused=refused,
-        headline=[_headline(data, policies, split) for split in reversed(splits)],
+        headline=[_headline(data, policies, split) for split in splits],
         curves=[curve(data.metrics, split, policies, parents, refused) for split in splits],
-        tables=[_metric_table(data.metrics, policies, split) for split in reversed(splits)],
+        tables=[_metric_table(data.metrics, policies, split) for split in splits],
         stages=_stage_views(data.stages, seconds),
         seconds=seconds,
-        samples=[_sample_view(sample) for sample in data.samples[:MAX_SAMPLES]],
+        samples=samples,
     )
 
 

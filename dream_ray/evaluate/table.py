@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.table import Table
 
-from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric, gap_interval, safety_gap
+from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric, gap_with_interval, share_of
 from dream_ray.records import Metric, Split
 
-NOT_KNOWN = "–"
+NOT_KNOWN = "-"
 """Printed where a share has no rows."""
 
 
@@ -25,21 +25,20 @@ def format_share(metric: Metric | None) -> str:
     if metric is None:
         return NOT_KNOWN
     unjudged = f" ({metric.unjudged} unjudged)" if metric.unjudged else ""
-    if metric.value is None or metric.low is None or metric.high is None:
+    share = share_of(metric)
+    if share is None:
         return f"{NOT_KNOWN} n=0{unjudged}"
-    return f"{metric.value:.0%} [{100 * metric.low:.0f}, {100 * metric.high:.0f}] n={metric.n}{unjudged}"
+    return f"{share.value:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}] n={metric.n}{unjudged}"
 
 
 def format_gap(metrics: Sequence[Metric], split: str, label: str = ALL) -> str:
     """ "+0.71 [+0.55, +0.82]" of one policy's metrics."""
-    gap, interval = safety_gap(metrics, split, label), gap_interval(metrics, split, label)
-    if gap is None or interval is None:
-        return NOT_KNOWN
-    return f"{gap:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    gap = gap_with_interval(metrics, split, label)
+    return NOT_KNOWN if gap is None else f"{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
 
 
 def render_table(rows: Sequence[Metric]) -> Group:
-    """A table per split, and one by the origin of the risk for the held-out split; policies in the order of the rows."""
+    """A table per split, and one by the origin of the risk for the held-out split; policies in the rows' order."""
     splits = [split for split in Split if any(row.split == split for row in rows)]
     tables = [_table(rows, split, (ALL,), f"{split.value}: all prompts") for split in splits]
     if Split.HELD_OUT in splits:

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
 from dream_ray.chat.factory import make_chat
@@ -115,11 +116,13 @@ def start_scorer(config: JudgeConfig, images: ImageConfig) -> ScorerHandle:
             "dream_ray.feedback.scorer.stop_scorer(), which shuts Serve down."
         )
     port = _free_port()
-    serve.start(http_options={"host": HOST, "port": port})
+    # One log line a request would bury the run's own; failures are in the errors table.
+    quiet = LoggingConfig(enable_access_log=False)
+    serve.start(http_options={"host": HOST, "port": port}, logging_config=quiet)
     url = f"http://{HOST}:{port}"
     try:
         # mypy sees the class; the decorators have made it a Deployment.
-        deployment = Scorer.options(num_replicas=config.replicas)  # type: ignore[attr-defined]
+        deployment = Scorer.options(num_replicas=config.replicas, logging_config=quiet)  # type: ignore[attr-defined]
         serve.run(deployment.bind(config, images), name=APP, route_prefix="/")
         return ScorerHandle(url, _wait_until_healthy(url))
     except BaseException:

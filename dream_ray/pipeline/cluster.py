@@ -1,10 +1,11 @@
 """The connection to Ray and the scorer on it: opened for a run, closed whatever happens.
 
-Contract: `connected` joins the cluster that RAY_ADDRESS or `ray start` names and starts a local one only where there is
-none; it ends what it started. The scorer starts at its first use.
+Contract: `connected` joins the cluster that RAY_ADDRESS names (a submitted job has it set) and starts one on this machine
+where it is not set; it ends what it started. The scorer starts at its first use.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,13 +32,15 @@ WORKER_ENVIRONMENT = {
 def connected(config: Config) -> Iterator[None]:
     """Ray for the length of a run."""
     runtime_env = {"env_vars": WORKER_ENVIRONMENT}
-    try:
-        ray.init(address="auto", runtime_env=runtime_env, logging_level=logging.WARNING)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
         log.info("ray: joined the cluster at %s", ray.get_runtime_context().gcs_address)
-    except ConnectionError:
+    else:
+        # "local", or Ray would join whatever private cluster of another program it finds on this machine.
         ray.init(
+            address="local",
             num_cpus=config.cluster.local_num_cpus,
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train asks its state service, and complains twice a second without it
             runtime_env=runtime_env,
             logging_level=logging.WARNING,
         )
@@ -50,8 +53,11 @@ def connected(config: Config) -> Iterator[None]:
 
 
 def _quiet_data() -> None:
-    """Ray Data's progress bars and plans give way to the stages' own progress lines."""
+    """Ray Data's progress bars, plans and guesses give way to the stages' own progress lines."""
     context = DataContext.get_current()
+    context.issue_detectors_config.detectors = []
+    # Parts in the order of the pass: an engine on a CPU holds one policy at a time.
+    context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """What a run found: every policy's metrics in the order of the run, the rounds, and the policy that stands."""
+    """What a run found: every policy and its metrics in the order of the run, the rounds, and the policy that stands."""
 
     standing: Policy
+    policies: dict[str, Policy] = field(default_factory=dict)
     metrics: dict[str, list[Metric]] = field(default_factory=dict)
     rounds: list[RoundRow] = field(default_factory=list)
     pairs: list[Done] = field(default_factory=list)
@@ -47,6 +48,7 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     jobs += [rollout_job(config, 1, initial, standing_stage)] if config.rounds else []
     sampled = sample(run, jobs, prompts, observed, scorer_url)
     for policy in (base, initial):
+        result.policies[policy.name] = policy
         result.metrics[policy.name] = evaluate(run, policy, prompts, sampled[policy.name])[1]
 
     for number in range(1, config.rounds + 1):
@@ -62,6 +64,7 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
         jobs = [answers_job(config, candidate, trained)]
         jobs += [rollout_job(config, number + 1, candidate, trained)] if number < config.rounds else []
         sampled |= sample(run, jobs, prompts, observed, scorer_url)
+        result.policies[candidate.name] = candidate
         result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]
 
         decision = accept_round(result.metrics[result.standing.name], result.metrics[candidate.name])

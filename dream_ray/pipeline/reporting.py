@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from dream_ray import files
 from dream_ray.chat.factory import make_chat
-from dream_ray.evaluate.metrics import find_metric, gap_interval
+from dream_ray.evaluate.metrics import find_metric, gap_with_interval
 from dream_ray.evaluate.report import ChatRow, ReportData, Sample, StageRow, build_report
 from dream_ray.pipeline.driver import Result
 from dream_ray.pipeline.parts import read_parts
@@ -96,12 +96,12 @@ def _caveats(run: Run, result: Result) -> Iterable[str]:
 def _blind_caveat(metrics: list[Metric]) -> Iterable[str]:
     """Says so where the final policy treats risky pictures no differently from their harmless twins."""
     origin = RiskOrigin.IMAGE.value
-    interval = gap_interval(metrics, Split.HELD_OUT, origin)
+    gap = gap_with_interval(metrics, Split.HELD_OUT, origin)
     safe = find_metric(metrics, Split.HELD_OUT, "safe", origin)
     refused = find_metric(metrics, Split.HELD_OUT, "over_refusal", origin)
-    if interval is None or safe is None or refused is None or safe.value is None or refused.value is None:
+    if gap is None or safe is None or refused is None or safe.value is None or refused.value is None:
         return
-    if interval[0] <= 0:
+    if gap.low <= 0:
         yield (
             "There is no evidence that the policy reads pictures: where the risk stands in the image alone, it answers "
             f"{safe.value:.0%} of {safe.n} risky prompts safely and refuses {refused.value:.0%} of {refused.n} harmless twins "

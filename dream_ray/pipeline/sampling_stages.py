@@ -7,6 +7,8 @@ Contract: as in data_stages.py. `sample` takes the jobs that may run together an
 and judge stages; jobs that are done are not run, and a job whose rollouts are there is only judged.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +36,8 @@ class SampleJob:
     """Answers wanted of one policy: to which splits, how many each, how sampled.
 
     `key` is the folder of its stages and `rollout` the name of the sampling stage in it. `trained` is the stage that made
-    the policy, None for the base model. `round` tells the seeds of one round from those of another.
+    the policy, None for the base model. `round` tells the seeds of one round from those of another. `share` of the
+    splits' parts is sampled.
     """
 
     key: str
@@ -46,6 +49,7 @@ class SampleJob:
     temperature: float
     top_p: float
     round: int
+    share: float
 
     @property
     def rollout_key(self) -> str:
@@ -68,23 +72,35 @@ class Sampled:
 
 def rollout_job(config: Config, number: int, policy: Policy, trained: Done) -> SampleJob:
     """The rollouts of a round: K sampled answers of the policy to every training prompt."""
-    settings = config.rollout
+    how = config.rollout
     return SampleJob(
-        f"round-{number}",
-        "rollout",
-        policy,
-        trained,
-        (Split.TRAIN,),
-        settings.k,
-        settings.temperature,
-        settings.top_p,
-        number,
+        key=f"round-{number}",
+        rollout="rollout",
+        policy=policy,
+        trained=trained,
+        splits=(Split.TRAIN,),
+        n=how.k,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        round=number,
+        share=how.share,
     )
 
 
 def answers_job(config: Config, policy: Policy, trained: Done | None) -> SampleJob:
     """The answers that a policy is measured by: one greedy answer to every prompt of the evaluated splits."""
-    return SampleJob(policy.name, "answers", policy, trained, config.evaluate.splits, 1, 0.0, 1.0, 0)
+    return SampleJob(
+        key=policy.name,
+        rollout="answers",
+        policy=policy,
+        trained=trained,
+        splits=config.evaluate.splits,
+        n=1,
+        temperature=0.0,
+        top_p=1.0,
+        round=0,
+        share=1.0,
+    )
 
 
 def sample(
@@ -114,6 +130,8 @@ def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Pla
     settings = {
         "model": run.model_digest(config.student.model),
         "policy": job.policy.name,
+        # A trained policy is told by the stage that made it, one from elsewhere by where it lies.
+        "adapter": None if job.trained else job.policy.adapter,
         "splits": [split.value for split in job.splits],
         "n": job.n,
         "temperature": job.temperature,
@@ -123,6 +141,7 @@ def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Pla
         "dtype": config.rollout.dtype,
         "seed": config.seed,
         "round": job.round,
+        "share": job.share,
     }
     sampling = run.plan(job.rollout_key, 1, settings, inputs)
     sampled = {"rollouts": sampling.ref.fingerprint}
@@ -132,11 +151,19 @@ def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Pla
 
 def _items(job: SampleJob, observed: Done) -> list[WorkItem]:
     rows = part_rows(observed.ref.data_uri)
-    return [
-        WorkItem(job.key, part, count * job.n)
-        for part, count in rows.items()
-        if in_splits(part, {split.value for split in job.splits})
-    ]
+    parts = [part for part in rows if in_splits(part, {split.value for split in job.splits})]
+    return [WorkItem(job.key, part, rows[part] * job.n) for part in parts_of_round(parts, job.round, job.share)]
+
+
+def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]:
+    """A share of the parts, other ones in the next round, until all have had their turn; in an order that mixes them.
+
+    The order is by hash, as neighbours in a source are often about the same matter.
+    """
+    mixed = sorted(parts, key=lambda part: hashlib.sha256(part.encode()).hexdigest())
+    size = math.ceil(share * len(mixed))
+    first = (max(number, 1) - 1) * size
+    return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
 
 
 def _targets(job: SampleJob, plans: tuple[Plan, Plan]) -> list[Target]:

@@ -12,6 +12,7 @@ always starts the engine in a process of its own, which doubles the start on a C
 
 import dataclasses
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Sequence
@@ -74,8 +75,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[tuple[Sequence[Query], list[Answer]] | None] = queue.SimpleQueue()
         self._pending: dict[str, Answer] = {}
         self._adapters: dict[str, LoRARequest] = {}
-        self._base_canary: tuple[float, ...] = ()
         self._ids = itertools.count()
+        self._lora_ids = itertools.count(1)
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, started), name="vllm-engine", daemon=True)
         self._thread.start()
@@ -96,6 +97,8 @@ class Engine:
         try:
             from vllm import EngineArgs, LLMEngine
 
+            # A CPU engine in this process says at every prompt that its thread count stays as it is.
+            logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except BaseException as error:  # whatever it is, the constructor that waits has to raise it
             started.set_exception(error)
@@ -158,7 +161,9 @@ class Engine:
         # Alone in the engine the two measurements have the same shapes, so that only the adapter can tell them apart.
         while engine.has_unfinished_requests():
             self._step(engine)
-        lora = LoRARequest(f"adapter-{len(self._adapters) + 1}", len(self._adapters) + 1, adapter)
+        # A number of its own for each try: vLLM answers a number that it knows with the adapter that it knows.
+        number = next(self._lora_ids)
+        lora = LoRARequest(f"adapter-{number}", number, adapter)
         try:
             engine.add_lora(lora)
         except Exception as error:

@@ -8,11 +8,15 @@ sample k has the seed `seed` + k (vLLM gives that to the k-th child of a request
 max_tokens are rollouts with finish_reason "length". An adapter without effect and an image that the engine does not
 see raise EngineError.
 
+Where adapters are merged (`rollout.adapters`), the engine is exchanged when a batch needs other weights; batches come in
+the order of the pass, so that this happens once per policy.
+
 The engine stays full while a batch waits for its last answer, because Ray Data makes several calls at once
 (`sampler_arguments`). When the dataset ends, Ray Data drops the actor, `__del__` closes the engine.
 """
 
 import asyncio
+import dataclasses
 import os
 import tempfile
 from collections.abc import Sequence
@@ -26,10 +30,10 @@ from dream_ray.dialogue import to_messages
 from dream_ray.images import BadImage, decode
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
-from dream_ray.rollout.engine import Engine, Query, Rejected
+from dream_ray.rollout.engine import Engine, EngineError, Query, Rejected
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.stored_images import read_images
-from dream_ray.train.policy import fetch_folder
+from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,8 +59,7 @@ PREFILL_TOKENS = 4096
 
 
 def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: int, model: str) -> dict[str, Any]:
-    """vLLM's EngineArgs for a student whose folder lies at the local path `model`. Raises ValueError for a rank over "
-    "512."""
+    """vLLM's EngineArgs for a student in the local folder `model`. Raises ValueError for a rank over 512."""
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
     if not ranks:
         raise ValueError(
@@ -68,14 +71,13 @@ def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: 
         "dtype": rollout.dtype,
         "max_model_len": student.max_model_len,
         "limit_mm_per_prompt": {"image": IMAGES_PER_PROMPT},
-        "enable_lora": True,
-        "max_lora_rank": ranks[0],
-        "max_loras": ADAPTERS_AT_ONCE,
         "seed": 0,
         "disable_log_stats": True,
         # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
         "mm_processor_cache_gb": 0,
     }
+    if not rollout.merges_adapters:
+        common |= {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": ADAPTERS_AT_ONCE}
     if rollout.gpus_per_engine > 0:
         return common | {"tensor_parallel_size": rollout.gpus_per_engine}
     return common | {
@@ -110,21 +112,28 @@ class Sampler:
     """Ray Data actor class (batch_format="pyarrow"); see the module's contract."""
 
     def __init__(self, student: StudentConfig, rollout: RolloutConfig, lora_rank: int, images: ImageConfig):
-        """Start an engine on the student's base weights; adapters up to `lora_rank` come with the requests."""
+        """Prepare; the engine starts with the first batch, on the weights that this batch needs."""
         from transformers import AutoProcessor
 
         self._images = images
+        self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
         self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-sampler-")
-        model = str(fetch_folder(student.model, Path(self._folder.name)))
-        self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=student.trust_remote_code)
+        self._model = str(fetch_folder(student.model, Path(self._folder.name)))
+        self._processor = AutoProcessor.from_pretrained(self._model, trust_remote_code=student.trust_remote_code)
         self._adapters: dict[str, str] = {}
         self._checked_tokens = False
-        self._engine = Engine(engine_arguments(student, rollout, lora_rank, model))
+        self._engine: Engine | None = None
+        self._weights: str | None = None
+        """The adapter that is merged into the running engine's weights, None for the base model's."""
+        self._calls = 0
+        """Batches in the running engine; it is exchanged for another only when there are none."""
+        self._changed = asyncio.Condition()
 
     def __del__(self) -> None:
         """Close the engine; Ray Data drops its reference to this object when the dataset ends."""
-        if hasattr(self, "_engine"):
-            self._engine.close()
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close()
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The samples of a batch of requests. Raises EngineError for what spoils every row."""
@@ -134,13 +143,52 @@ class Sampler:
             item if isinstance(item, Rejected) else self._query(request, item)
             for request, item in zip(requests, loaded, strict=True)
         ]
-        accepted = [query for query in queries if isinstance(query, Query)]
-        answers = iter(await asyncio.gather(*map(asyncio.wrap_future, self._engine.submit(accepted))))
+        answers = iter(await self._sample([query for query in queries if isinstance(query, Query)]))
         outcomes = [
             samples(request, query if isinstance(query, Rejected) else next(answers))
             for request, query in zip(requests, queries, strict=True)
         ]
         return _table(batch, outcomes)
+
+    async def _sample(self, queries: Sequence[Query]) -> "list[RequestOutput | Rejected]":
+        """An answer to each query, from an engine with the weights that it needs."""
+        if not self._rollout.merges_adapters:
+            return await self._submit(None, queries)
+        answers: dict[int, RequestOutput | Rejected] = {}
+        for adapter in dict.fromkeys(query.adapter for query in queries):
+            mine = {at: query for at, query in enumerate(queries) if query.adapter == adapter}
+            plain = [dataclasses.replace(query, adapter=None) for query in mine.values()]
+            answers |= dict(zip(mine, await self._submit(adapter, plain), strict=True))
+        return [answers[at] for at in range(len(queries))]
+
+    async def _submit(self, weights: str | None, queries: Sequence[Query]) -> "list[RequestOutput | Rejected]":
+        """Hand queries to the engine with the given adapter merged, exchanging the engine where it has another."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._calls or self._weights == weights)
+            if self._engine is None or self._weights != weights:
+                await asyncio.to_thread(self._start, weights)
+            self._calls += 1
+            assert self._engine is not None
+            submitted = self._engine.submit(queries)
+        try:
+            return list(await asyncio.gather(*map(asyncio.wrap_future, submitted)))
+        finally:
+            async with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    def _start(self, weights: str | None) -> None:
+        """Close the engine, if there is one, and start one with the given adapter merged into its weights."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        with tempfile.TemporaryDirectory(prefix="merged-", dir=self._folder.name) as folder:
+            model = self._model
+            if weights is not None:
+                require_effect(weights)
+                model = merge_adapter(Policy("merged", self._model, weights), f"{folder}/model")
+            self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
+        self._weights = weights
 
     def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":
         """The pixels of a request's images."""
@@ -152,12 +200,16 @@ class Sampler:
         except BadImage as error:
             return Rejected(error.reason, error.detail)
 
-    def _query(self, request: SampleRequest, images: "tuple[Image, ...]") -> Query:
+    def _query(self, request: SampleRequest, images: "tuple[Image, ...]") -> Query | Rejected:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         messages = to_messages(request.prompt.turns)
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        mark = str(self._processor.image_token)
+        if text.count(mark) != len(images):
+            # vLLM would sample it, but the processor refuses it in training: which mark stands for the image?
+            return Rejected("image_mark_in_text", f"{mark} occurs {text.count(mark)} times for {len(images)} images")
         expected_ids = None
         if images and not self._checked_tokens:
             # The first prompt with an image stands for all: they share processor and template.
@@ -166,8 +218,7 @@ class Sampler:
         bos = self._processor.tokenizer.bos_token
         return Query(
             text=text,
-            # The rule of transformers' processors, which training follows: a template that writes the token has its
-            # way.
+            # The rule of transformers' processors, which training follows: no second one where the template has it.
             special_tokens=bos is None or not text.startswith(bos),
             images=images,
             image_keys=tuple(image.sha256 for image in request.prompt.images),
@@ -208,6 +259,23 @@ class Sampler:
         if uri not in self._adapters:
             self._adapters[uri] = str(fetch_folder(uri, Path(self._folder.name)))
         return self._adapters[uri]
+
+
+def require_effect(adapter: str) -> None:
+    """Raise EngineError for an adapter folder that cannot be read or that changes nothing: all its B matrices are zero."""
+    from peft import load_peft_weights
+
+    try:
+        weights = load_peft_weights(adapter, device="cpu")
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"The adapter {adapter} cannot be read: {error}. It has to be a folder that PEFT saved."
+        ) from error
+    if not any(weight.any() for name, weight in weights.items() if "lora_B" in name):
+        raise EngineError(
+            f"The adapter {adapter} changes nothing: its B matrices are zero, so its answers would be the base model's. It "
+            "was never trained, or another folder was meant."
+        )
 
 
 def samples(request: SampleRequest, answer: "RequestOutput | Rejected") -> list[Rollout | ErrorRow]:

@@ -2,7 +2,7 @@
 
 Contract: dialogues and answers stay in Arrow; a row becomes chat messages and pixels only when the dataloader asks
 for it, so memory does not grow with the number of images. Only prompts of the train split may be learnt from: another
-one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now raises.
+one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now, or changed, raises BadImage.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from dream_ray import files, images
 from dream_ray.config import ImageConfig
 from dream_ray.dialogue import to_messages
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of
+from dream_ray.stored_images import read_images
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,4 +100,5 @@ class _Render:
         return rendered
 
     def _pixels(self, turns: Sequence[Turn]) -> list["Image"]:
-        return [images.decode(files.read_bytes(image.uri), self.limits) for turn in turns for image in turn.images]
+        contents = read_images([image for turn in turns for image in turn.images], self.limits)
+        return [images.decode(content, self.limits) for content in contents]

@@ -50,7 +50,7 @@ def make_adapter(student: StudentConfig, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def adapter(make_adapter: Callable[[float], str]) -> str:
     """An adapter that changes what the student says."""
-    return make_adapter(0.02)
+    return make_adapter(0.05)
 
 
 def request_of(prompt: Prompt, **changes: object) -> SampleRequest:

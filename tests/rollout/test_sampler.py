@@ -22,8 +22,11 @@ RANK = 16
 
 @pytest.fixture(scope="module")
 def sampler(student: StudentConfig) -> Iterator[Sampler]:
-    """One engine for all tests here, in the environment that the actor would have."""
-    rollout = RolloutConfig()
+    """One engine for all tests here, in the environment that the actor would have.
+
+    In float32: in bfloat16 a token can turn out otherwise because other prompts share its step, whatever the seeds.
+    """
+    rollout = RolloutConfig(dtype="float32", adapters="request")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in sampler_arguments(rollout)["runtime_env"]["env_vars"].items():
             patch.setenv(name, value)
@@ -111,10 +114,10 @@ def test_an_image_that_cannot_be_read_costs_its_row(sampler: Sampler, prompts: l
     ] * 2
 
 
-def test_text_that_spells_the_image_token_costs_its_row_at_most(sampler: Sampler, prompts: list[Prompt]) -> None:
+def test_text_that_spells_the_image_mark_costs_its_row(sampler: Sampler, prompts: list[Prompt]) -> None:
     odd = prompt_of("What does <image> mean in a prompt?", *prompts[0].images)
     rows = ask(sampler, [request_of(odd), request_of(prompts[1])])
-    assert rows[0]["error"]["reason"] in ("prompt_unusable", "images_not_placed")
+    assert rows[0]["error"]["reason"] == "image_mark_in_text"
     assert [row["rollout"] is None for row in rows] == [True, False, False]
 
 

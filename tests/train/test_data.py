@@ -43,9 +43,9 @@ def test_images_are_opened_only_when_their_row_is_read(run_files, tmp_path: Path
     (tmp_path / "3.png").unlink()
     (tmp_path / "4.png").write_bytes(b"no image")
     assert rows[2]["images"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BadImage, match="image_missing"):
         rows[3]
-    with pytest.raises(BadImage):
+    with pytest.raises(BadImage, match="image_changed"):
         rows[4]
 
 

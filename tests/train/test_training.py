@@ -1,6 +1,5 @@
 """SFT and DPO on a tiny random multimodal model, in this process and under Ray Train."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -8,9 +7,11 @@ import pytest
 
 from dream_ray import files
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
-from dream_ray.train import dpo as dpo_module
+from dream_ray.train import ray_adapter
+from dream_ray.train.dpo import build_trainer as build_dpo
 from dream_ray.train.dpo import train_dpo
 from dream_ray.train.policy import Policy, merge_adapter
+from dream_ray.train.sft import build_trainer as build_sft
 from dream_ray.train.sft import train_sft
 
 pytestmark = pytest.mark.slow
@@ -165,8 +166,7 @@ def test_the_reference_is_the_one_that_was_asked_for(tiny_model: Path, run_files
         "images": ImageConfig(),
         "seed": 0,
     }
-    arguments = dpo_module.ray_adapter._arguments(DPO, tmp_path / "scratch")
-    trainer = dpo_module.build_trainer(settings, arguments)
+    trainer = build_dpo(settings, ray_adapter._arguments(DPO, tmp_path / "scratch"))
     rows = [trainer.train_dataset[index] for index in (0, 1, 11)]
     batch = trainer.data_collator([dict(row) for row in rows])
     seen = [part.tolist() for part in trainer.compute_ref_log_probs(trainer.model, batch)]
@@ -216,45 +216,72 @@ def test_two_workers_under_ray_train_give_what_one_process_gives(tiny_model: Pat
     assert (tmp_path / "dpo" / "ray_train").is_dir()
 
 
+STEPS_OF_A_CRASH = [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
+"""Three epochs of three steps; the checkpoint after step 3 is what a crash in step 5 goes back to."""
+
+
 def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, tmp_path: Path, cluster):
-    """The second epoch's first image is missing until the worker has crashed on it once."""
-    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
-    whole = sft_once(tiny_model, run_files, tmp_path / "whole", config)
-    crashed = crash_once(tiny_model, run_files, tmp_path, config)
-    assert dataclasses.replace(crashed, adapter="", seconds=0, history=[]) == dataclasses.replace(
-        whole, adapter="", seconds=0, history=[]
-    )
-    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
     import torch
 
+    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
+    whole = sft_once(tiny_model, run_files, tmp_path / "whole", config)
+    (tmp_path / "crash").mkdir()
+    crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config)
+    assert steps_done(tmp_path) == STEPS_OF_A_CRASH
+    assert (crashed.steps, crashed.examples, crashed.tokens) == (whole.steps, whole.examples, whole.tokens)
+    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
     for name in one:
         torch.testing.assert_close(one[name], two[name])
 
 
-def crash_once(model: Path, run_files: dict[str, str], folder: Path, config: SftConfig):
-    """Run a training whose worker dies at the start of its second epoch, once."""
-    from dream_ray.train import ray_adapter
-    from dream_ray.train.sft import build_trainer
+def test_a_new_driver_goes_on_from_the_last_checkpoint(
+    tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
+):
+    from ray.train import TrainingFailedError
 
-    marker = str(folder / "crashed")
+    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
+    (tmp_path / "crash").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_adapter, "MAX_FAILURES", 0)
+        with pytest.raises(TrainingFailedError):
+            fit_with_one_crash(tiny_model, run_files, tmp_path, config)
+    assert not (tmp_path / "crash" / "adapter").exists()
+    result = fit_with_one_crash(tiny_model, run_files, tmp_path, config)
+    assert steps_done(tmp_path) == STEPS_OF_A_CRASH
+    assert result.steps == 9
+
+
+def steps_done(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "steps").read_text().split()]
+
+
+def fit_with_one_crash(model: Path, run_files: dict[str, str], folder: Path, config: SftConfig):
+    """Train into folder/crash; the worker dies in its fifth step, the first time that it gets there."""
+    steps, crashed = str(folder / "steps"), str(folder / "crashed")
+    registered = str(folder / "crash" / "ray_train" / "checkpoint_manager_snapshot.json")
 
     def build(settings, arguments):
         import os
+        import time
 
         from transformers import TrainerCallback
 
         class Crash(TrainerCallback):
             def on_step_begin(self, args, state, control, **kwargs):
-                if state.global_step == 4 and not os.path.exists(marker):
-                    open(marker, "w").close()
+                if state.global_step == 4 and not os.path.exists(crashed):
+                    open(crashed, "w").close()
+                    while not os.path.exists(registered):  # the controller learns of a checkpoint a moment later
+                        time.sleep(0.1)
                     os._exit(1)
 
-        trainer = build_trainer(settings, arguments)
+            def on_step_end(self, args, state, control, **kwargs):
+                with open(steps, "a") as file:
+                    file.write(f"{state.global_step}\n")
+
+        trainer = build_sft(settings, arguments)
         trainer.add_callback(Crash())
         return trainer
 
-    output = folder / "crash"
-    output.mkdir()
     settings = {
         "prompts": [run_files["prompts"]],
         "demonstrations": [run_files["demonstrations"]],
@@ -264,6 +291,4 @@ def crash_once(model: Path, run_files: dict[str, str], folder: Path, config: Sft
         "images": ImageConfig(),
         "seed": 0,
     }
-    result = ray_adapter.fit(build, settings, config, str(output))
-    assert (folder / "crashed").exists()
-    return result
+    return ray_adapter.fit(build, settings, config, str(folder / "crash"))

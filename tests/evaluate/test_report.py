@@ -1,0 +1,227 @@
+"""The report: what it says, that it needs nothing from outside, that nothing risky is seen before a click."""
+
+import dataclasses
+import random
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image as Pixels
+
+from dream_ray.evaluate.report import MAX_BYTES, MAX_TEXT, ChatRow, ReportData, StageRow, build_report
+from dream_ray.records import Risk, Turn
+from tests.evaluate.conftest import png, sample
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "line", "path", "circle", "rect"}
+LOADERS = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
+
+
+class Page(HTMLParser):
+    """The page's elements, and its text inside and outside of <details> (a <summary> is outside: it shows at once)."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.hidden: list[str] = []
+        self.visible: list[str] = []
+        self.images_outside = 0
+        self.feed(page)
+        self.close()
+
+    @property
+    def concealed(self) -> bool:
+        return "details" in self.open and "summary" not in self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.images_outside += tag == "img" and not self.concealed
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            (self.hidden if self.concealed else self.visible).append(data)
+
+    def text(self, concealed: bool) -> str:
+        return " ".join(" ".join(self.hidden if concealed else self.visible).split())
+
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)></details></div>{{ 7 * 7 }}'
+
+
+def hostile(data: ReportData) -> ReportData:
+    """The same run with markup in every string that somebody else may have written."""
+    base = sample(text=HOSTILE, chosen=HOSTILE, rejected=HOSTILE)
+    observations = tuple(dataclasses.replace(item, content=HOSTILE) for item in base.observations)
+    stage = dataclasses.replace(data.stages[0], key=HOSTILE, failures={HOSTILE: 1})
+    return dataclasses.replace(
+        data,
+        run_name=HOSTILE,
+        config_digest=HOSTILE,
+        chats=(ChatRow(HOSTILE, "openai", HOSTILE),),
+        rounds=tuple(dataclasses.replace(row, reason=HOSTILE) for row in data.rounds),
+        stages=(stage,),
+        samples=(dataclasses.replace(base, observations=observations),),
+        caveats=(HOSTILE,),
+    )
+
+
+def test_the_page_is_well_formed_and_says_the_result(report_data: ReportData) -> None:
+    page = Page(build_report(report_data))
+    assert page.open == []
+    text = page.text(concealed=False)
+    for expected in (
+        "The run ends with the policy policy-1 . 1 of 2 rounds was taken.",
+        "Teacher and judge : rules, not a model.".replace(" :", ":"),
+        "✓ taken",
+        "✕ refused",
+        "refused: the dev gap went from +0.65 to +0.35.",
+        "safe 87%",
+        "One seed.",
+        "9f2c41d07be3",
+        "image_broken × 2",
+        "4.7 GiB",
+    ):
+        assert expected in text
+
+
+def test_the_notice_about_rules_is_only_there_for_rules(report_data: ReportData) -> None:
+    model = dataclasses.replace(report_data, chats=(ChatRow("judge", "openai", "some-model"),))
+    assert "rules, not a model" not in build_report(model)
+    assert "some-model" in build_report(model)
+
+
+def test_markup_in_any_text_stays_text(report_data: ReportData) -> None:
+    html = build_report(hostile(report_data))
+    page = Page(html)
+    assert page.open == []
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert "<script" not in html.lower()
+    assert "&lt;script&gt;" in html
+    assert HOSTILE in page.text(concealed=True)
+    assert "49" not in page.text(concealed=True)
+
+
+def test_nothing_is_fetched_from_elsewhere(report_data: ReportData) -> None:
+    html = build_report(report_data)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    page = Page(html)
+    loaded = [
+        (tag, value) for tag, attributes in page.elements for name, value in attributes.items() if name in LOADERS
+    ]
+    assert loaded
+    assert all(tag == "img" and (value or "").startswith("data:image/jpeg;base64,") for tag, value in loaded)
+    policies = [item["content"] for tag, item in page.elements if tag == "meta" and "http-equiv" in item]
+    assert len(policies) == 1
+    assert (policies[0] or "").startswith("default-src 'none'; img-src data:;")
+
+
+def test_a_link_in_an_answer_is_no_resource(report_data: ReportData) -> None:
+    linked = dataclasses.replace(report_data, samples=(sample(chosen="see https://example.org/help"),))
+    page = Page(build_report(linked))
+    assert "see https://example.org/help" in page.text(concealed=True)
+    assert not [tag for tag, _ in page.elements if tag in ("a", "link", "script", "iframe", "object")]
+
+
+def test_nothing_of_a_pair_is_seen_before_a_click(report_data: ReportData) -> None:
+    one = sample(text="PROMPT-TEXT", chosen="CHOSEN-TEXT", rejected="REJECTED-TEXT")
+    page = Page(build_report(dataclasses.replace(report_data, samples=(one,))))
+    secrets = ("PROMPT-TEXT", "CHOSEN-TEXT", "REJECTED-TEXT", one.observations[0].content)
+    for secret in secrets:
+        assert secret in page.text(concealed=True)
+        assert secret not in page.text(concealed=False)
+    assert page.images_outside == 0
+    assert "Content warning" in page.text(concealed=False)
+    details = [attributes for tag, attributes in page.elements if tag == "details"]
+    assert details
+    assert all("open" not in attributes for attributes in details)
+    attribute_text = " ".join(str(value) for _, attributes in page.elements for value in attributes.values())
+    assert not [secret for secret in secrets if secret in attribute_text]
+
+
+def test_pictures_are_small_and_a_broken_one_is_named(report_data: ReportData) -> None:
+    import base64
+    import io
+
+    pair = dataclasses.replace(sample(), images=(png(900, 300), b"not a picture"))
+    page = Page(build_report(dataclasses.replace(report_data, samples=(pair,))))
+    sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert len(sources) == 1
+    with Pixels.open(io.BytesIO(base64.b64decode((sources[0] or "").partition(",")[2]))) as picture:
+        assert picture.size == (256, 85)
+    assert "could not be shown: image_unknown_format" in page.text(concealed=True)
+
+
+def test_every_turn_of_a_dialogue_is_shown(report_data: ReportData) -> None:
+    pair = sample()
+    turns = (Turn("user", "FIRST", ()), Turn("assistant", "SECOND", ()), Turn("user", "THIRD", ()))
+    pair = dataclasses.replace(pair, images=(), prompt=dataclasses.replace(pair.prompt, turns=turns))
+    text = Page(build_report(dataclasses.replace(report_data, samples=(pair,)))).text(concealed=True)
+    assert "user FIRST assistant SECOND user THIRD" in text
+
+
+def test_the_page_stays_small_whatever_it_is_given(report_data: ReportData) -> None:
+    noise = random.Random(0)
+    pixels = Pixels.frombytes("RGB", (256, 256), noise.randbytes(256 * 256 * 3))
+    import io
+
+    buffer = io.BytesIO()
+    pixels.save(buffer, format="PNG")
+    pair = dataclasses.replace(sample(text="<" * 50_000), images=(buffer.getvalue(),) * 6)
+    html = build_report(dataclasses.replace(report_data, samples=(pair,) * 40))
+    assert len(html.encode()) <= MAX_BYTES
+    shown = html.count("<summary>Pair ")
+    assert shown > 0
+    assert f"{shown} of 40 are shown." in html
+    assert f"(cut here, {50_000 - MAX_TEXT} more characters)" in html
+
+
+def test_stages_of_one_pass_share_their_seconds(report_data: ReportData) -> None:
+    text = Page(build_report(report_data)).text(concealed=False)
+    assert "same pass as round-1/rollout" in text
+    assert "all stages 6 9,600 41,000 $0.00 10 min 00 s" in text  # 3.2 + 215 + 260 + 122, the 260 once
+    assert "43%" in text  # 260 of 600.2 seconds
+
+
+def test_memory_has_a_column_only_where_it_was_measured(report_data: ReportData) -> None:
+    bare = tuple(dataclasses.replace(row, peak_memory_bytes=None) for row in report_data.stages)
+    assert "peak memory" not in build_report(dataclasses.replace(report_data, stages=bare))
+    assert "peak memory" in build_report(report_data)
+
+
+def test_a_run_without_rounds_pairs_and_caveats_has_no_empty_sections(report_data: ReportData) -> None:
+    metrics = tuple(row for row in report_data.metrics if row.policy in ("base", "policy-0"))
+    stage = StageRow("ingest", 0, 0, 0, {}, 0, 0, 0.0, 0.0, (), None)
+    data = dataclasses.replace(
+        report_data, standing="policy-0", rounds=(), metrics=metrics, samples=(), caveats=(), stages=(stage,)
+    )
+    page = Page(build_report(data))
+    assert page.open == []
+    text = page.text(concealed=False)
+    assert "No round of preference optimisation was run." in text
+    for section in ("Preference pairs", "What this run cannot tell", "Rounds"):
+        assert section not in text
+
+
+def test_a_benign_pair_says_so(report_data: ReportData) -> None:
+    pair = sample()
+    pair = dataclasses.replace(pair, observations=(), pair=dataclasses.replace(pair.pair, risk=Risk.BENIGN))
+    page = Page(build_report(dataclasses.replace(report_data, samples=(pair,))))
+    assert "Pair 1: benign prompt" in page.text(concealed=False)
+    assert "the teacher found nothing risky" in page.text(concealed=True)
+
+
+def test_a_standing_policy_without_metrics_is_an_error(report_data: ReportData) -> None:
+    with pytest.raises(ValueError, match="names 'policy-9'"):
+        build_report(dataclasses.replace(report_data, standing="policy-9"))

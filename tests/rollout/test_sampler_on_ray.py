@@ -1,0 +1,106 @@
+"""The sampler as Ray Data runs it: a real pass, and what is left of it afterwards."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+
+from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
+from dream_ray.rollout.requests import SampleRequest, request_table
+from dream_ray.rollout.sampler import Sampler, sampler_arguments
+from tests.records_for_tests import prompt_of, stored_image
+from tests.rollout.conftest import request_of
+
+pytestmark = pytest.mark.slow
+
+END_SECONDS = 60.0
+"""How long the actor may take to end after the dataset has."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def large_processes() -> list[str]:
+    """What holds more than 600 MiB below this process (an engine has over 1 GiB) or bears vLLM's name."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.memory_info().rss > 600 * 2**20 or "VLLM" in process.name() or "Sampler" in process.name():
+                found.append(f"{process.pid} {process.name()}")
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_until_none_is_left() -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while (left := large_processes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, f"{END_SECONDS:.0f} s after the dataset ended there still ran: {left}"
+
+
+def sample(student: StudentConfig, requests: list[list[SampleRequest]]) -> list[dict[str, Any]]:
+    """One pass over blocks of requests; the rows, and whether an engine was seen while it ran."""
+    rollout = RolloutConfig(dtype="float32")
+    blocks: list[pa.Table] = [request_table(block) for block in requests]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        Sampler,
+        fn_constructor_args=(student, rollout, 16, ImageConfig()),
+        batch_format="pyarrow",
+        batch_size=None,
+        **sampler_arguments(rollout),
+    )
+    rows = []
+    for row in dataset.iter_rows():
+        rows.append(row)
+        assert large_processes(), "no engine was seen while rows came: this test would not notice one that is left over"
+    return rows
+
+
+def test_a_pass_samples_every_row_and_leaves_no_process(student: StudentConfig, adapter: str, tmp_path: Path) -> None:
+    colours = ("red", "green", "blue", "white")
+    prompts = [prompt_of(f"Tell me a story about {c} paint.", stored_image(tmp_path, c)) for c in colours]
+    gone = prompt_of("What is this?", stored_image(tmp_path, "black"))
+    (tmp_path / "black.png").unlink()
+    greedy: dict[str, Any] = {"n": 1, "temperature": 0.0, "max_tokens": 16, "part": "dev-00-000000"}
+    blocks = [
+        [request_of(prompt) for prompt in [*prompts, gone]],
+        [request_of(prompt, job="base", **greedy) for prompt in prompts],
+        [request_of(prompt, job="policy-0", policy="policy-0", adapter=adapter, **greedy) for prompt in prompts],
+    ]
+    assert large_processes() == []
+    rows = sample(student, blocks)
+    wait_until_none_is_left()
+
+    by_job = {job: [row for row in rows if row["job"] == job] for job in ("round-1", "base", "policy-0")}
+    assert {job: len(found) for job, found in by_job.items()} == {"round-1": 9, "base": 4, "policy-0": 4}
+    (failed,) = [row for row in rows if row["rollout"] is None]
+    assert (failed["error"]["reason"], failed["error"]["row_id"]) == ("image_missing", gone.prompt_id)
+    texts = {job: [row["rollout"]["text"] for row in found if row["rollout"]] for job, found in by_job.items()}
+    assert all(a != b for a, b in zip(texts["base"], texts["policy-0"], strict=True))
+
+    # Another engine, another company in its steps: the sampled texts and the base rows are what they were.
+    again = sample(student, blocks[:2])
+    wait_until_none_is_left()
+    repeated = {job: [r["rollout"]["text"] for r in again if r["job"] == job and r["rollout"]] for job in texts}
+    assert repeated["round-1"] == texts["round-1"]
+    assert repeated["base"] == texts["base"]
+
+
+def test_a_pass_that_fails_leaves_no_process(
+    student: StudentConfig, make_adapter: Callable[[float], str], tmp_path: Path
+) -> None:
+    prompt = prompt_of("Tell me a story.", stored_image(tmp_path))
+    with pytest.raises(ray.exceptions.RayTaskError, match="changes nothing"):
+        sample(student, [[request_of(prompt, adapter=make_adapter(0.0))]])
+    wait_until_none_is_left()

@@ -1,0 +1,200 @@
+"""The whole loop as a user runs it, every part real: killed in the middle, resumed, run again, and wrong settings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from dream_ray import records
+from dream_ray.records import schema_of
+from dream_ray.sources.demo import write_demo
+from tests.conftest import REPOSITORY
+
+SMALL = [
+    "rounds=1", "part_rows=4", "rollout.k=2", "rollout.max_tokens=12", "sft.epochs=1", "dpo.epochs=1",
+    "sft.batch_size=4", "sft.micro_batch_size=4", "dpo.batch_size=2", "dpo.micro_batch_size=2", "pairs.margin=0.01",
+    "max_failure_rate=0.5", "pairs.max_length_ratio=50",
+]  # fmt: skip
+"""Settings that make a run small; nothing is learnt from it."""
+
+
+def command(*arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        str(REPOSITORY / "jobs" / "rlaif.py"),
+        "--config",
+        str(REPOSITORY / "configs" / "local.yaml"),
+        *arguments,
+    ]
+
+
+def run(*arguments: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few demo prompts of each split and kind, and two rows that cannot be used."""
+    folder = tmp_path_factory.mktemp("demo")
+    lines = [json.loads(line) for line in write_demo(folder).read_text().splitlines()]
+    chosen = []
+    for split, per_kind in (("train", 6), ("dev", 3), ("held_out", 3)):
+        for risk in ("risky", "benign"):
+            chosen += [line for line in lines if (line["split"], line["risk"]) == (split, risk)][:per_kind]
+    missing = chosen[0] | {
+        "id": "no-image",
+        "turns": [{"role": "user", "text": "Hello", "images": ["images/none.png"]}],
+    }
+    path = folder / "few.jsonl"
+    path.write_text("\n".join([json.dumps(line) for line in (*chosen, missing)] + ["{broken"]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(prompts: Path, student: Path) -> list[str]:
+    return [*SMALL, f"student.model={student}", f"sources=[{{path: {prompts}, name: few}}]"]
+
+
+def leftovers() -> set[int]:
+    """Ray's and the engine's processes on this machine."""
+    words = ("raylet", "gcs_server", "ray::", "VLLM::")
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if any(word in line for word in words):
+            found.add(process.pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_resumed_finished(arguments: list[str], tmp_path: Path) -> None:
+    """SIGKILL while SFT runs; the same command goes on; a third time there is nothing to do; nothing is left behind."""
+    before = leftovers()
+    target = tmp_path / "run"
+    log = tmp_path / "killed.log"
+    with log.open("w") as stream:
+        killed = subprocess.Popen(
+            command("--run-dir", str(target), *arguments), stdout=stream, stderr=stream, cwd=REPOSITORY
+        )
+        while "sft: started" not in log.read_text():
+            assert killed.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+        time.sleep(3)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert not list(target.glob("stages/sft/*/manifest.json"))
+    finished_first = {path: path.stat().st_mtime for path in target.glob("stages/*/*/manifest.json")}
+    assert len(finished_first) == 3
+
+    resumed = run("--run-dir", str(target), *arguments)
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    for stage in ("ingest", "disentangle", "demonstrate"):
+        assert f"{stage}: done earlier" in resumed.stdout
+    assert all(path.stat().st_mtime == when for path, when in finished_first.items())
+    assert "report:" in resumed.stdout
+    assert "round 1: " in resumed.stdout
+
+    check_outputs(target)
+
+    start = time.monotonic()
+    again = run("--run-dir", str(target), *arguments)
+    assert again.returncode == 0
+    assert "started" not in again.stdout.replace("ray: started", "")
+    assert time.monotonic() - start < 60
+    deadline = time.monotonic() + 30
+    while leftovers() - before and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not leftovers() - before
+
+
+def check_outputs(target: Path) -> None:
+    """Every stage has its manifest and rows of its declared schema; the bad rows are in the errors table."""
+    kinds = {
+        "ingest": records.Prompt,
+        "disentangle": records.Disentanglement,
+        "demonstrate": records.Demonstration,
+        "sft": records.TrainingStep,
+        "base/answers": records.Rollout,
+        "policy-0/judge": records.Judgement,
+        "policy-1/evaluate": records.Metric,
+        "round-1/rollout": records.Rollout,
+        "round-1/judge": records.Judgement,
+        "round-1/pair": records.PreferencePair,
+        "round-1/dpo": records.TrainingStep,
+    }
+    for stage, kind in kinds.items():
+        done = [path.parent for path in target.glob(f"stages/{stage}/*/manifest.json")]
+        assert len(done) == 1, stage
+        manifest = json.loads((done[0] / "manifest.json").read_text())
+        tables = [pq.read_table(path) for path in (done[0] / "data").glob("*.parquet")]
+        assert tables, stage
+        assert all(table.schema.equals(schema_of(kind)) for table in tables), stage
+        assert sum(table.num_rows for table in tables) == manifest["rows_out"], stage
+        if manifest["chat"]:
+            assert "rules" in manifest["chat"]
+    errors = [
+        row for path in target.glob("stages/ingest/*/errors/*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
+    assert {row["reason"] for row in errors} == {"image_missing", "not_json"}
+    rollouts = [
+        row
+        for path in target.glob("stages/round-1/rollout/*/data/*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    judged = [
+        row for path in target.glob("stages/round-1/judge/*/data/*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(rollouts) == len(judged) == 2 * 12
+    assert {row["rollout_id"] for row in rollouts} == {row["rollout_id"] for row in judged}
+    page = (target / "report.html").read_text()
+    assert "rules" in page
+    assert "policy-1" in page
+    assert json.loads((target / "policy.json").read_text())["name"] in ("policy-0", "policy-1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["student.model=no/such/folder"], ["student.model", "no/such/folder"]),
+        (["sources=[{path: no/such/file.jsonl}]"], ["no/such/file.jsonl", "no such file"]),
+        (["rollout.samples=3"], ["rollout.samples", "not a key"]),
+    ],
+)
+def test_a_wrong_setting_costs_seconds(tmp_path: Path, changed: list[str], words: list[str]) -> None:
+    """Exit code 2 and one paragraph, before Ray or torch are imported."""
+    start = time.monotonic()
+    done = run("--run-dir", str(tmp_path / "run"), *changed, timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert time.monotonic() - start < 20
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_directory_of_another_run_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: other\n")
+    done = run("--run-dir", str(tmp_path), *arguments, timeout=60)
+    assert done.returncode == 2
+    assert "belongs to the run 'other'" in done.stderr
+
+
+@pytest.mark.slow
+def test_help_teaches() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "dream_ray.cli", "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+    assert shown.returncode == 0
+    for word in ("run", "student", "demo-prompts"):
+        assert word in shown.stdout
