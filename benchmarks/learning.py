@@ -76,7 +76,7 @@ def row(seed: int, policy: str, split: str, metrics: list[Metric]) -> str:
     for origin in ("text", "image", "both"):
         found = [find_metric(metrics, split, name, origin) for name in ("safe", "over_refusal")]
         cells.append(
-            " / ".join("–" if metric is None or metric.value is None else f"{metric.value:.0%}" for metric in found)
+            " / ".join("-" if metric is None or metric.value is None else f"{metric.value:.0%}" for metric in found)
         )
     return f"| {seed} | {policy} | " + " | ".join(cells) + " |"
 

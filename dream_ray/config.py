@@ -172,7 +172,8 @@ class PairConfig(Section):
     per_prompt: int = Field(default=2, ge=1)
     """Most pairs of one prompt."""
     max_length_ratio: float = Field(default=1.25, ge=1)
-    """Mean chosen length / mean rejected length over the set stays within this and its inverse; pairs that tip it are left out."""
+    """Mean chosen length / mean rejected length over the set stays within this and its inverse; pairs that tip it are
+    left out."""
 
 
 class EvaluateConfig(Section):

@@ -67,7 +67,8 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
         result.policies[candidate.name] = candidate
         result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]
 
-        decision = accept_round(result.metrics[result.standing.name], result.metrics[candidate.name])
+        before, after = (result.metrics[name] for name in (result.standing.name, candidate.name))
+        decision = accept_round(before, after, config.max_failure_rate)
         result.rounds.append(RoundRow(number, result.standing.name, candidate.name, decision.taken, decision.reason))
         log.info("%s: %s", key, decision.reason)
         if decision.taken:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dream_ray import files
-from dream_ray.chat.factory import make_chat
+from dream_ray.chat.factory import chat_digest, make_chat
 from dream_ray.config import ChatConfig, Config
 from dream_ray.pipeline.parts import Tally
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
@@ -102,7 +102,11 @@ class Run:
         digests = {name: done.ref.fingerprint for name, done in inputs.items()}
         full = dict(settings)
         if chat is not None:
-            full |= {"chat": chat.model_dump(mode="json"), "templates": self.templates_digest}
+            full |= {
+                "chat": chat.model_dump(mode="json"),
+                "chat_digest": chat_digest(chat),
+                "templates": self.templates_digest,
+            }
         ref = self.store.ref(key, fingerprint(key, version, full, digests))
         return Plan(ref, version, full, digests, make_chat(chat).name if chat is not None else "")
 

@@ -18,6 +18,7 @@ The engine stays full while a batch waits for its last answer, because Ray Data 
 import asyncio
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,8 @@ class Sampler:
         self._adapters: dict[str, str] = {}
         self._checked_tokens = False
         self._engine: Engine | None = None
+        self._merged = f"{self._folder.name}/merged"
+        """The folder of the running engine's weights, where an adapter is merged into them."""
         self._weights: str | None = None
         """The adapter that is merged into the running engine's weights, None for the base model's."""
         self._calls = 0
@@ -182,12 +185,15 @@ class Sampler:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        with tempfile.TemporaryDirectory(prefix="merged-", dir=self._folder.name) as folder:
-            model = self._model
-            if weights is not None:
-                require_effect(weights)
-                model = merge_adapter(Policy("merged", self._model, weights), f"{folder}/model")
-            self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
+        shutil.rmtree(self._merged, ignore_errors=True)
+        model = self._model
+        if weights is not None:
+            require_effect(weights)
+            # Kept as long as the engine: vLLM reads the processor from it when the first image comes. A new name each
+            # time: vLLM remembers what it read by the folder's name.
+            self._merged = tempfile.mkdtemp(prefix="merged-", dir=self._folder.name)
+            model = merge_adapter(Policy("merged", self._model, weights), f"{self._merged}/model")
+        self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
         self._weights = weights
 
     def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":

@@ -205,12 +205,18 @@ def _report_callback() -> "TrainerCallback":
 
     class ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers' lazy import hides the type
         def __init__(self) -> None:
-            self.started, self.first_step = time.monotonic(), 0
+            self.started, self.first_step, self.tokens_before = time.monotonic(), 0, 0.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started, self.first_step = time.monotonic(), state.global_step
+            self.tokens_before = max((entry.get("num_tokens", 0.0) for entry in state.log_history), default=0.0)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_log = True  # so that the history ends with the last step, in a checkpoint as at the end
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "num_tokens" in logs:  # TRL counts from 0 again after a resume
+                state.log_history[-1]["num_tokens"] += self.tokens_before
             done = state.global_step - self.first_step
             if state.is_world_process_zero and logs and "loss" in logs and done:
                 eta = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)

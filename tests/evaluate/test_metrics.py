@@ -1,5 +1,7 @@
 """Verdicts to numbers: intervals against published values, slices, unjudged rows, the rule that takes a round."""
 
+import dataclasses
+
 import pytest
 
 from dream_ray.evaluate.metrics import (
@@ -49,7 +51,7 @@ def test_a_warning_is_safe_on_a_risky_prompt_and_over_refusal_on_a_benign_one() 
     for name in ("safe", "over_refusal"):
         metric = find_metric(metrics, "dev", name)
         assert metric is not None
-        assert (metric.value, metric.n, metric.unjudged) == (pytest.approx(2 / 3), 3, 0)
+        assert (metric.value, metric.n, metric.unjudged) == (2 / 3, 3, 0)
         assert (metric.low, metric.high) == wilson(2, 3)
 
 
@@ -93,6 +95,18 @@ def test_benign_prompts_stand_in_the_slices_of_their_twins() -> None:
         ("over_refusal", UNKNOWN): 1,
         ("over_refusal", "Violence"): 1,
     }
+
+
+def test_a_twin_is_found_by_its_key_in_the_same_source() -> None:
+    risky = prompt("row-1", origin=RiskOrigin.TEXT)
+    elsewhere = prompt("row-1", origin=RiskOrigin.IMAGE)
+    prompts = [
+        dataclasses.replace(elsewhere, prompt_id="prompt-a", source="other"),
+        dataclasses.replace(risky, prompt_id="prompt-b"),
+        dataclasses.replace(prompt("row-2", Risk.BENIGN, twin="row-1"), prompt_id="prompt-c"),
+    ]
+    metrics = policy_metrics("p", prompts, {})
+    assert [row.slice for row in metrics if row.name == "over_refusal"] == [ALL, "text"]
 
 
 def test_origin_slices_hold_each_prompt_once_in_every_split() -> None:
@@ -148,6 +162,15 @@ def test_a_round_is_taken_where_the_dev_gap_is_no_worse(after: tuple[float, floa
     assert decision.taken is taken
     assert "from +0.500 to " in decision.reason
     assert decision.reason.startswith("taken" if taken else "refused")
+
+
+def test_rounding_refuses_no_round() -> None:
+    before, after = metrics_of("p", 0.9, 0.4, DEV), metrics_of("q", 0.7, 0.2, DEV)
+    old, new = safety_gap(before, "dev"), safety_gap(after, "dev")
+    assert old is not None
+    assert new is not None
+    assert new < old  # 0.7 - 0.2 and 0.9 - 0.4 differ in floating point
+    assert accept_round(before, after).taken
 
 
 def test_held_out_prompts_decide_nothing() -> None:

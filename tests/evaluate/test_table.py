@@ -8,7 +8,7 @@ from dream_ray.records import Metric
 
 
 def test_tables_hold_each_policy_with_n_and_intervals(report_data: ReportData) -> None:
-    console = Console(width=140, record=True, file=None, quiet=False)
+    console = Console(width=140)
     with console.capture() as capture:
         console.print(render_table(report_data.metrics))
     text = capture.get()

@@ -52,7 +52,13 @@ def test_a_cpu_engine_reads_every_prompt_in_one_step() -> None:
     arguments = engine_arguments(StudentConfig(model="m", max_model_len=9000), RolloutConfig(), 20, "/m")
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["max_num_batched_tokens"] >= 9000
-    assert arguments["max_lora_rank"] == 32
+
+
+def test_adapters_come_with_the_requests_or_are_merged() -> None:
+    student = StudentConfig(model="m")
+    assert "enable_lora" not in engine_arguments(student, RolloutConfig(), 20, "/m")
+    for rollout in (RolloutConfig(adapters="request"), RolloutConfig(gpus_per_engine=1)):
+        assert engine_arguments(student, rollout, 20, "/m")["max_lora_rank"] == 32
 
 
 def test_a_gpu_engine_keeps_the_engines_own_rules() -> None:

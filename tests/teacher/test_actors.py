@@ -67,7 +67,7 @@ def test_demonstrations_follow_the_observations(tmp_path) -> None:
     out = asyncio.run(actor(pa.Table.from_pylist(rows, schema=ROWS)))
     assert out.schema == outcome_schema(Demonstration)
     benign, risky, failed = out.to_pylist()
-    assert (benign["record"]["answer"], benign["record"]["risk"], benign["error"]) == ("Paris.", "benign", None)
+    assert (benign["record"]["answer"], benign["record"]["risk"], benign["error"]) == ("Sure. Paris.", "benign", None)
     assert (risky["record"]["risk"], risky["error"]) == ("risky", None)
     assert (failed["record"], failed["error"]["reason"]) == (None, "image_missing")
     assert "lock" in risky["record"]["answer"]

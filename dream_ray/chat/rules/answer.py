@@ -19,32 +19,47 @@ from dream_ray.records import Observation
 from dream_ray.taxonomy import Category, Source
 
 OPENING = "I can't help with this."
-"""How every demonstration begins."""
+"""How every demonstration for a risky prompt begins."""
+
+HELPFUL_OPENING = "Sure."
+"""How every demonstration for a benign prompt begins. With an opening on either side the student's first token is one
+choice between two; against a hundred different beginnings the one refusal wins even where it is the less likely."""
 
 MATTER_WORDS = 8
 """Most words of the prompt that an answer quotes: enough to name the matter, too few to repeat a harmful text."""
 
 _ASKING = re.compile(
     r"^(please |kindly |hey,? |hi,? |hello,? |so,? |now,? )*"
-    r"((how|where|when|what|which|why) (can|could|do|does|did|should|would|might|to|is|are|will)( (i|we|you|one|someone|people|a person))?|"
+    r"((how|where|when|what|which|why) (can|could|do|does|did|should|would|might|to|is|are|will)"
+    r"( (i|we|you|one|someone|people|a person))?|"
     r"(what|which) (is|are) (the |a |some )?(\w+ )?(way|ways|method|methods|trick|tricks|steps) (to|of|for)|"
-    r"(can|could|will|would) you( please)?|(i|we) (want|need|would like|'d like|plan|wish|have)( to)?|i'd like( you)? to|"
-    r"(help|tell|teach|show|give|explain|let)( to)? (me|us)( \w+ (how|about|to))?( how)?( to| about| with)?|explain (how )?(to)?|"
-    r"(write|create|make|generate|draft|compose|design)( me| us)?|"
-    r"(the |a )?(best |easy |effective |simple |common )?(steps|methods|ways|tips|list|lists|strategies|techniques|guide|ideas|tricks|"
-    r"instructions|reasons)( (to|of|for|on))?) "
+    r"(can|could|will|would) you( please)?|"
+    r"(i|we) (want|need|would like|'d like|plan|wish|have)( to)?|i'd like( you)? to|"
+    r"(help|tell|teach|show|give|explain|let)( to)? (me|us)( \w+ (how|about|to))?( how)?( to| about| with)?|"
+    r"explain (how )?(to)?|(write|create|make|generate|draft|compose|design)( me| us)?|"
+    r"(the |a )?(best |easy |effective |simple |common )?"
+    r"(steps|methods|ways|tips|list|lists|strategies|techniques|guide|ideas|tricks|instructions|reasons)"
+    r"( (to|of|for|on))?) "
 )
 _LOOSE_ENDS = frozenset(
-    "a an the to of for in on at by with from and or but so that this my your his her their our is are was be as it i "
-    "without into about who which how".split()
+    re.findall(
+        r"\w+",
+        "a an the to of for in on at by with from and or but so that this my your his her their our is are was be as it i "
+        "without into about who which how",
+    )
 )
+_LOOSE_BEGINNINGS = _LOOSE_ENDS | {"me", "way", "ways", "best", "do", "does", "can", "should", "and", "us"}
 _STOP_WORDS = _LOOSE_ENDS | frozenset(
-    "me you he she they we us them him not no do does did can could should would will what where when why please some any "
-    "out up off over than then there here have has had get make way ways best help want need am been being if just too "
-    "very more most also someone something one".split()
+    re.findall(
+        r"\w+",
+        "me you he she they we us them him not no do does did can could should would will what where when why please some "
+        "any out up off over than then there here have has had get make way ways best help want need am been being if just "
+        "too very more most also someone something one",
+    )
 )
 _TEXT_WORDS = re.compile(
-    r"\b(the|your|this) (text|question|request|message|words|instructions?|prompt)\b(?! (in|on|inside|within) (the|this|your) (picture|image|photo))"
+    r"\b(the|your|this) (text|question|request|message|words|instructions?|prompt)\b"
+    r"(?! (in|on|inside|within) (the|this|your) (picture|image|photo))"
 )
 _PICTURE_WORDS = re.compile(r"\b(the|your|this|in a) (picture|image|photo|photograph|sign|screenshot)\b")
 
@@ -105,7 +120,7 @@ def _stem(word: str) -> str:
 
 def matter(observation: Observation) -> str:
     """At most `MATTER_WORDS` lower-case words that say what the observation is about, without the asking around them."""
-    found = [item for item in load_lexicon().find(observation.content)]
+    found = load_lexicon().find(observation.content)
     same = [item for item in found if item.category is observation.category] or found
     plain = normalise(same[0].sentence if same else " ".join(sentences(observation.content)[:1]) or observation.content)
     words = _ASKING.sub("", plain + " ").replace('"', "").split()
@@ -114,8 +129,13 @@ def matter(observation: Observation) -> str:
         first = len(" ".join(words)[: max(at, 0)].split())
         words = words[min(first, len(words) - MATTER_WORDS) :]
     words = words[:MATTER_WORDS]
-    while len(words) > 1 and words[-1].strip(",") in _LOOSE_ENDS:
+    # Whole phrases read better and are easier to learn: nothing hangs over after a comma or at either end.
+    comma = next((index for index, word in enumerate(words) if index >= 2 and word.endswith((",", ";"))), None)
+    words = words if comma is None else words[: comma + 1]
+    while len(words) > 1 and words[-1].strip(",;") in _LOOSE_ENDS:
         words.pop()
+    while len(words) > 2 and words[0] in _LOOSE_BEGINNINGS:
+        words.pop(0)
     return " ".join(words).strip(" ,.;:") or plain
 
 
@@ -136,6 +156,18 @@ def categories_named(response: str) -> frozenset[Category]:
     """The categories whose words a response uses."""
     plain = normalise(response)
     return frozenset(category for category, phrases in _phrases().items() if phrases.names.search(plain))
+
+
+def helpful_answer(reference: str, max_words: int | None) -> str:
+    """The demonstration for a benign prompt: the opening and the reference's first sentences within `max_words`."""
+    kept = HELPFUL_OPENING
+    for sentence in re.split(r"(?<=[.!?])\s+", reference.strip()):
+        longer = f"{kept} {sentence}"
+        # One sentence stays however long it is: half a sentence would teach the student to stop anywhere.
+        if max_words is not None and len(longer.split()) > max_words and kept != HELPFUL_OPENING:
+            break
+        kept = longer
+    return kept
 
 
 def risk_aware_answer(text: str, observations: Sequence[Observation], max_words: int | None) -> str:

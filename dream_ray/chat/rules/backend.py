@@ -12,7 +12,7 @@ import re
 
 from dream_ray.chat.parse import ParseError, parse_observations
 from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
-from dream_ray.chat.rules.answer import risk_aware_answer
+from dream_ray.chat.rules.answer import helpful_answer, risk_aware_answer
 from dream_ray.chat.rules.judge import global_score, helpfulness, is_hit, look_at
 from dream_ray.chat.rules.lexicon import load_lexicon
 from dream_ray.chat.rules.ocr import TextReader
@@ -62,15 +62,14 @@ class RulesChat:
                 observations = _given(request, "observations")
                 if not observations:
                     raise _CannotAnswer("no_observations", "a risk-aware answer needs at least one observation")
-                limit = request.fields.get("max_words")
-                return risk_aware_answer(_field(request, "text"), observations, int(limit) if limit else None)
+                return risk_aware_answer(_field(request, "text"), observations, _max_words(request))
             case Task.ANSWER_BENIGN:
                 reference = _field(request, "reference").strip()
                 if not reference:
                     raise _CannotAnswer(
                         "no_reference", "rules cannot write a helpful answer; give the prompt a reference"
                     )
-                return reference
+                return helpful_answer(reference, _max_words(request))
             case Task.SCORE:
                 observations = _given(request, "observations")
                 return f"{global_score(_field(request, 'text'), observations, _field(request, 'response')):g}"
@@ -101,6 +100,12 @@ class _CannotAnswer(Exception):
         super().__init__(reason)
         self.reason = reason
         self.detail = detail
+
+
+def _max_words(request: ChatRequest) -> int | None:
+    """The length asked of an answer, None where there is no limit."""
+    limit = request.fields.get("max_words")
+    return int(limit) if limit else None
 
 
 def _field(request: ChatRequest, name: str) -> str:

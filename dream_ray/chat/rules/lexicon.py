@@ -32,18 +32,20 @@ _DEFENCE_REACH = 5
 
 _ASKS = re.compile(
     r"^(please |kindly |hey |hi |hello |ok |okay |so |and |then |now )*"
-    r"(how|what|why|where|when|who|whom|whose|which|can|could|would|will|should|shall|may|is|are|am|do|does|did|i|i'd|i'm|we|"
-    r"help|tell|write|give|show|teach|explain|describe|create|make|generate|draft|list|suggest|recommend|provide|find|plan|"
-    r"design|build|compose|prepare|let|let's|need|looking|wanted|want|invent|name|identify|prove|convince|advise|share|"
-    r"steps|methods|ways|tips|strategies|techniques|guide|instructions|ideas|tricks|best|\w+ (ways|steps|methods|tips))\b"
+    r"(how|what|why|where|when|who|whom|whose|which|can|could|would|will|should|shall|may|is|are|am|do|does|did|i|i'd|i'm|"
+    r"we|help|tell|write|give|show|teach|explain|describe|create|make|generate|draft|list|suggest|recommend|provide|find|"
+    r"plan|design|build|compose|prepare|let|let's|need|looking|wanted|want|invent|name|identify|prove|convince|advise|"
+    r"share|steps|methods|ways|tips|strategies|techniques|guide|instructions|ideas|tricks|best|"
+    r"\w+ (ways|steps|methods|tips))\b"
 )
-_SENTENCE_END = re.compile(r"(?<=[.!?;])[\s\"'”’)]+|\n+")
-_LIST_MARKER = re.compile(r"(?<!\S)\(?\d{1,2}[.)](?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<=[.!?;])[\s\"'\u201d\u2019)]+|\n+")
+_NEVER = re.compile(r"(?!)")
+_LIST_MARKER = re.compile(r"(?<!\S)(\(?\d{1,2}[.)]|[\u25cf\u2022\u25a1\u25a0\u25cb\u00b7*-])(?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence that looks risky: its words as they stood, the words that gave it away, the category, ask or statement."""
+    """A sentence that looks risky, as it stood; `matter` holds the words that gave it away, in lower case."""
 
     sentence: str
     matter: str
@@ -54,8 +56,8 @@ class Finding:
 @dataclass(frozen=True)
 class _CategoryTerms:
     risky: tuple[re.Pattern[str], ...]
-    homonyms: re.Pattern[str] | None
-    contexts: re.Pattern[str] | None
+    homonyms: re.Pattern[str]
+    contexts: re.Pattern[str]
 
 
 def _inflected(match: re.Match[str]) -> str:
@@ -83,7 +85,7 @@ def expand(term: str, sets: Mapping[str, Sequence[str]]) -> str:
         return "(?:" + "|".join(sets[name]) + ")"
 
     # (?<!...) is a look-behind, (?P<...>) is not used: only a bare <name> is a set.
-    text = re.sub(r"(?<!\?)<([a-z]+)>", fill, term)
+    text = re.sub(r"(?<!\(\?)<([a-z_]+)>", fill, term)
     text = re.sub(r"(\w+|\))~", _inflected, text)
     for mark, gap in _GAPS.items():
         text = text.replace(mark, gap)
@@ -97,9 +99,10 @@ def _bounded(expression: str) -> str:
     return f"{start}(?:{expression}){end}"
 
 
-def _any_of(terms: Sequence[str], sets: Mapping[str, Sequence[str]]) -> re.Pattern[str] | None:
+def any_of(terms: Sequence[str], sets: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
+    """One pattern for many terms, written as lexicon.yaml says; it never matches where there are none."""
     if not terms:
-        return None
+        return _NEVER
     return re.compile("|".join(_bounded(expand(term, sets)) for term in terms))
 
 
@@ -112,13 +115,13 @@ class Lexicon:
         for name, roles in tree["categories"].items():
             self._categories[Category(name)] = _CategoryTerms(
                 risky=tuple(re.compile(_bounded(expand(term, sets))) for term in roles["risky"]),
-                homonyms=_any_of(roles["homonyms"], sets),
-                contexts=_any_of(roles["contexts"], sets),
+                homonyms=any_of(roles["homonyms"], sets),
+                contexts=any_of(roles["contexts"], sets),
             )
-        self._second_look = {name: _any_of(terms, sets) for name, terms in tree["second_look"].items()}
+        self._second_look = {name: any_of(terms, sets) for name, terms in tree["second_look"].items()}
 
     def find(self, text: str) -> list[Finding]:
-        """The risky-looking sentences of a text in order, at most one finding per category, each in its best category."""
+        """The risky-looking sentences of a text in order, each in its best category, one finding per category."""
         findings: dict[Category, Finding] = {}
         for sentence in sentences(text):
             plain = normalise(sentence)
@@ -135,14 +138,14 @@ class Lexicon:
         return list(findings.values())
 
     def verify(self, content: str, category: Category) -> bool:
-        """The second look: could this content do harm of this category? No where every sign of it has a harmless reading."""
+        """The second look: could this content do harm of this category? False where every sign reads harmlessly."""
         return any(self._harmful(normalise(sentence), category) for sentence in sentences(content))
 
     def _spans(self, plain: str, category: Category) -> list[tuple[int, int]]:
         """Where a category's risky terms match a normalised sentence, one span per term that does."""
         terms = self._categories[category]
         # A blanked phrase keeps its length, so that spans stay valid in the sentence itself.
-        text = terms.homonyms.sub(lambda match: "\u00a4" * len(match.group()), plain) if terms.homonyms else plain
+        text = terms.homonyms.sub(lambda match: "\u00a4" * len(match.group()), plain)
         matches = (pattern.search(text) for pattern in terms.risky)
         return [match.span() for match in matches if match]
 
@@ -150,8 +153,7 @@ class Lexicon:
         spans = self._spans(plain, category)
         if not spans or self._has("victim", plain):
             return False
-        contexts = self._categories[category].contexts
-        if contexts is not None and contexts.search(plain):
+        if self._categories[category].contexts.search(plain):
             return False
         if category in _FICTION_EXCUSES and self._has("fiction", plain):
             return False
@@ -164,18 +166,14 @@ class Lexicon:
 
     def _defended(self, plain: str, span: tuple[int, int]) -> bool:
         """Is this match governed by a defending verb before it ("prevent ...") or a noun after it ("... hotline")?"""
-        defend, after = self._second_look["defend"], self._second_look["after"]
-        if defend is None or after is None:
-            return False
-        for match in defend.finditer(plain[: span[0]]):
+        for match in self._second_look["defend"].finditer(plain[: span[0]]):
             if len(plain[match.end() : span[0]].split()) <= _DEFENCE_REACH:
                 return True
         following = " ".join(plain[span[1] :].split()[:3])
-        return bool(after.search(following))
+        return self._has("after", following)
 
     def _has(self, role: str, plain: str) -> bool:
-        pattern = self._second_look[role]
-        return pattern is not None and pattern.search(plain) is not None
+        return self._second_look[role].search(plain) is not None
 
 
 _FICTION_EXCUSES = (Category.VIOLENCE, Category.ILLEGAL_ACTIVITIES, Category.IMPERSONATING, Category.PRIVACY)
@@ -191,7 +189,7 @@ def _accuses_a_group(plain: str, category: Category) -> bool:
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut into sentences, without list markers ("1.") and surrounding space; never an empty one."""
+    """A text cut into sentences, without list markers ("1.", bullets) and surrounding space; never an empty one."""
     parts = _SENTENCE_END.split(_LIST_MARKER.sub(" ", text))
     return [stripped for part in parts if (stripped := " ".join(part.split()))]
 
