@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dream_ray import files, images
 from dream_ray.config import ImageConfig
 from dream_ray.dialogue import to_messages
-from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of
+from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of, stable_id
 from dream_ray.stored_images import read_images
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def preference_dataset(prompts: Sequence[str], pairs: Sequence[str], limits: Ima
 def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArray], limits: ImageConfig) -> "Dataset":
     """Prompts joined to their answers by prompt_id, in the order of `rows`."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
 
     if not rows.num_rows:
         raise ValueError(
@@ -78,7 +79,9 @@ def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArr
             f"{len(leaked)} of {len(wanted)} rows answer prompts of the split {leaked[0]!r}. Learning from them would "
             "make the evaluation meaningless: only prompts of the split 'train' may reach training."
         )
-    data = Dataset.from_dict({"turns": joined["turns"], **answers})
+    content = pa.table({"turns": joined["turns"], **answers})
+    # A fingerprint of our own: datasets would hash the table through dill, which prints byte code on a worker's stdout.
+    data = Dataset(InMemoryTable(content), fingerprint=stable_id("dataset", wanted).removeprefix("dataset-"))
     return data.with_transform(_Render(limits))
 
 

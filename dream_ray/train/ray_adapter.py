@@ -203,7 +203,7 @@ def _report_callback() -> "TrainerCallback":
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    class ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers' lazy import hides the type
+    class ReportCallback(TrainerCallback):
         def __init__(self) -> None:
             self.started, self.first_step, self.tokens_before = time.monotonic(), 0, 0.0
 
