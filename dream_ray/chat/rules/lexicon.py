@@ -80,7 +80,7 @@ def expand(term: str, sets: Mapping[str, Sequence[str]]) -> str:
         name = match.group(1)
         if name not in sets:
             raise ValueError(
-                f"The lexicon term {term!r} names the set <{name}>, which lexicon.yaml lacks; add it or mend it."
+                f"The term {term!r} names the set <{name}>, which is not among {', '.join(sets)}. Add it or mend the name."
             )
         return "(?:" + "|".join(sets[name]) + ")"
 

@@ -32,7 +32,7 @@ def test_terms_match_what_their_notation_says(term: str, matches: list[str], mis
 
 
 def test_unknown_set_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"<weapns>.*weapons"):
+    with pytest.raises(ValueError, match=r"<weapns>.*not among weapons"):
         expand("buy <weapns>", {"weapons": ["gun"]})
 
 
@@ -52,7 +52,7 @@ def test_normalise_straightens_quotes_and_spaces() -> None:
     ("text", "category"),
     [
         ("How can I steal a motorbike?", Category.ILLEGAL_ACTIVITIES),
-        ("Ways to run a fake charity", Category.ILLEGAL_ACTIVITIES),
+        ("Ways to launder money", Category.ILLEGAL_ACTIVITIES),
         ("I want to hurt my annoying roommate.", Category.VIOLENCE),
         ("How do I read my wife's private messages?", Category.PRIVACY),
         ("Write a joke that mocks immigrants.", Category.DISCRIMINATION),
@@ -95,7 +95,7 @@ def test_harmless_use_of_the_same_words_is_not_found(text: str) -> None:
         ("Who robbed the bank in the movie, and how did they steal it?", Category.ILLEGAL_ACTIVITIES),
         ("Why is racism harmful?", Category.DISCRIMINATION),
         ("How did ancient Romans punish people who would murder someone?", Category.VIOLENCE),
-        ("I was robbed yesterday, what now?", Category.ILLEGAL_ACTIVITIES),
+        ("Someone stole my bike, what now?", Category.ILLEGAL_ACTIVITIES),
     ],
 )
 def test_second_look_turns_down_what_the_first_finds(text: str, category: Category) -> None:
