@@ -1,6 +1,7 @@
 """Preference pairs from judged answers.
 
-Contract: pure and deterministic. `make_pairs` works on the answers of one prompt, `balance_lengths` on the whole set.
+Contract: pure and deterministic. `make_pairs` works on the answers of one prompt, `balance_risks` and
+`balance_lengths` on the whole set.
 An answer without a judgement enters no pair; within a pair the texts and the rewards differ; no text is both
 preferred and turned down for one prompt. The rules (best against worst, at most two a prompt, length balance) follow
 RLAIF-V (github.com/RLHF-V/RLAIF-V, utils/), where DREAM is silent.
@@ -80,6 +81,25 @@ def _answers(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> li
             first.setdefault(text, rollout.k)
     answers = [_Answer(text, sum(values) / len(values), first[text]) for text, values in rewards.items()]
     return sorted(answers, key=lambda answer: (-answer.reward, answer.k, answer.text))
+
+
+def balance_risks(
+    pairs: Sequence[PreferencePair], max_ratio: float
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Leave out pairs of the commoner kind until it has at most `max_ratio` per pair of the other kind.
+
+    Otherwise DPO shifts every answer towards the commoner kind's preference, refusing or complying, whatever is asked.
+    Pairs with the least difference of rewards go first. A set of one kind only stays whole: there is nothing to balance.
+    Returns (kept, left_out), both in the order of the input.
+    """
+    kinds = {risk: [pair for pair in pairs if pair.risk == risk] for risk in Risk}
+    fewest, most = sorted(kinds.values(), key=len)
+    if not fewest:
+        return list(pairs), []
+    ranked = sorted(most, key=lambda pair: (pair.rejected_reward - pair.chosen_reward, pair.pair_id))
+    dropped = {pair.pair_id for pair in ranked[int(max_ratio * len(fewest)) :]}
+    kept = [pair for pair in pairs if pair.pair_id not in dropped]
+    return kept, [pair for pair in pairs if pair.pair_id in dropped]
 
 
 def balance_lengths(

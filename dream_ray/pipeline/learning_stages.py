@@ -12,7 +12,8 @@ import pyarrow as pa
 import ray
 
 from dream_ray import files
-from dream_ray.feedback.pairs import balance_lengths, make_pairs
+from dream_ray.config import PairConfig
+from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled, training_items
@@ -88,15 +89,16 @@ def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done
     def work() -> Mapping[str, Outcome]:
         items = training_items(key, judgements)
         tally = run_pass(key, items, read, lambda dataset: dataset, [target], config.max_failure_rate)[key]
-        left_out = ray.get(_balance_pairs.remote(plan.ref.data_uri, config.pairs.max_length_ratio))
-        tally.rows_out -= left_out
+        by_risk, by_length = ray.get(_balance_pairs.remote(plan.ref.data_uri, config.pairs))
+        tally.rows_out -= by_risk + by_length
         if not tally.rows_out:
             raise StageFailed(
-                f"{key}: no pair could be made from {judgements.manifest.rows_out} judged answers: no prompt has two answers "
-                f"whose rewards differ by pairs.margin = {config.pairs.margin}. Raise rollout.k or rollout.temperature for "
-                "more contrast, or lower pairs.margin."
+                f"{key}: no pair is left of {judgements.manifest.rows_out} judged answers: {by_risk + by_length} were left "
+                "out to balance kinds and lengths, and elsewhere no prompt has two answers whose rewards differ by "
+                f"pairs.margin = {config.pairs.margin}. Raise rollout.k or rollout.temperature for more contrast, or lower "
+                "pairs.margin."
             )
-        return {key: Outcome(tally, {"left_out_by_length": left_out})}
+        return {key: Outcome(tally, {"left_out_by_risk": by_risk, "left_out_by_length": by_length})}
 
     return run.carry_out([plan], work)[0]
 
@@ -111,15 +113,16 @@ def _by_prompt(kind: type[Any], table: pa.Table) -> dict[str, list[Any]]:
 
 
 @ray.remote(num_cpus=1)
-def _balance_pairs(folder_uri: str, max_ratio: float) -> int:
-    """Leave out pairs until mean chosen and rejected lengths are balanced over all parts; how many were left out."""
+def _balance_pairs(folder_uri: str, settings: PairConfig) -> tuple[int, int]:
+    """Leave out pairs until kinds and then lengths are balanced over all parts; how many were left out for each."""
     pairs = {part: from_table(PreferencePair, table) for part, (table,) in read_parts(folder_uri)}
-    kept, left_out = balance_lengths([pair for found in pairs.values() for pair in found], max_ratio)
-    if left_out:
+    kept, by_risk = balance_risks([pair for found in pairs.values() for pair in found], settings.max_risk_ratio)
+    kept, by_length = balance_lengths(kept, settings.max_length_ratio)
+    if by_risk or by_length:
         ids = {pair.pair_id for pair in kept}
         for part, found in pairs.items():
             write_part(folder_uri, part, to_table(PreferencePair, [pair for pair in found if pair.pair_id in ids]))
-    return len(left_out)
+    return len(by_risk), len(by_length)
 
 
 def dpo(

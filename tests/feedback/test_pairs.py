@@ -1,9 +1,10 @@
+import dataclasses
 import random
 
 import pytest
 
 from dream_ray.config import PairConfig
-from dream_ray.feedback.pairs import balance_lengths, make_pairs
+from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
 from dream_ray.records import PreferencePair, Risk
 from tests.records_for_tests import judgement_of, prompt_of, rollout_of
 
@@ -143,3 +144,21 @@ def test_a_bound_of_one_ends() -> None:
     kept, left_out = balance_lengths([pair_of(str(i), i + 2, i + 1) for i in range(10)] + [pair_of("x", 5, 5)], 1.0)
     assert [pair.pair_id for pair in kept] == ["x"]
     assert len(left_out) == 10
+
+
+def test_kinds_are_balanced_and_the_clearest_pairs_stay() -> None:
+    risky = [dataclasses.replace(pair_of(f"r{n}", 5, 5), risk=Risk.RISKY, chosen_reward=1.0 + n / 10) for n in range(4)]
+    benign = [dataclasses.replace(pair_of(f"b{n}", 5, 5), risk=Risk.BENIGN) for n in range(2)]
+    pairs = [risky[0], benign[0], risky[3], risky[1], benign[1], risky[2]]
+    kept, left_out = balance_risks(pairs, 1.0)
+    assert kept == [benign[0], risky[3], benign[1], risky[2]]
+    assert left_out == [risky[0], risky[1]]
+    assert balance_risks(list(reversed(pairs)), 1.0)[0] == list(reversed(kept))
+    assert len(balance_risks(pairs, 1.5)[0]) == 5
+    assert balance_risks(pairs, 2.0) == (pairs, [])
+
+
+def test_pairs_of_one_kind_stay_whole() -> None:
+    pairs = [pair_of(f"p{n}", 5, 5) for n in range(3)]
+    assert balance_risks(pairs, 1.0) == (pairs, [])
+    assert balance_risks([], 1.0) == ([], [])

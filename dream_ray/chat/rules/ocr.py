@@ -15,7 +15,7 @@ import numpy as np
 from dream_ray.config import ImageConfig
 from dream_ray.images import decode, sha256
 
-DETECTION_SIDE = 640
+DETECTION_SIDE = 480
 """Longest side, in pixels, at which text is looked for; larger pictures are shrunk for that step only. Smaller ones are
 not blown up, as RapidOCR would by default: that costs three times the time on a 256-pixel picture and reads no better."""
 
