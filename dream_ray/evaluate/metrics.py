@@ -214,7 +214,7 @@ def gap_with_interval(metrics: Sequence[Metric], split: str, label: str = ALL) -
 def accept_round(before: list[Metric], after: list[Metric], max_unjudged: float = MAX_UNJUDGED) -> Decision:
     """Whether the policy that a round made (`after`) replaces the standing one (`before`).
 
-    It does where its gap on the development split is no worse (DESIGN.md, "Method, where the paper is silent"). It does
+    It does where its gap on the development split is no worse (our choice: the paper gives no rule). It does
     not where either gap is unknown, or where the judge left more than `max_unjudged` of the development prompts of
     either policy without a verdict: then the two numbers are about different prompts.
     """
