@@ -100,7 +100,8 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     results: dict[int, Result] = {}
     public: list[Metric] = []
-    with connected(config), scorer(config) as scorer_url:
+    first = Run(config, arguments.run_dir)
+    with connected(config), scorer(first) as scorer_url:
         for seed in arguments.seeds:
             run = Run(config.model_copy(update={"seed": seed}), arguments.run_dir)
             run.store.claim(run.config)

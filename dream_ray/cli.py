@@ -91,8 +91,8 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     from dream_ray.pipeline.run import Run
 
     try:
-        with connected(config), scorer(config) as scorer_url:
-            current = Run(config, target)
+        current = Run(config, target)
+        with connected(config), scorer(current) as scorer_url:
             result = align(current, scorer_url)
             report = write_report(current, result)
     except StageFailed as error:

@@ -8,7 +8,7 @@ Unknown keys are refused. Nothing here touches a model, Ray or the network.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -57,17 +57,87 @@ class ImageConfig(Section):
     """Largest decoded image, width x height."""
 
 
-class ChatConfig(Section):
-    """Which chat model serves as teacher or judge."""
+class RulesConfig(Section):
+    """No model: OCR and a risk lexicon, offline. It is a floor to debug and measure against, not a judge to trust."""
 
     backend: Literal["rules"] = "rules"
-    """`rules`: no model; OCR and a risk lexicon, offline. It is a floor to debug and measure against, not a judge to trust."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that its answers depend on."""
+        return {"backend": self.backend}
+
+
+class PriceConfig(Section):
+    """What a model's tokens cost, in USD per million. All 0 where nobody is paid by the token."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+    cached_prompt: float | None = Field(default=None, ge=0)
+    """Prompt tokens that the endpoint reads from its own prompt cache; priced as `prompt` unless set."""
+
+
+class ModelChatConfig(Section):
+    """What the backends that are models share."""
+
+    model: str = Field(min_length=1)
+    """The model's name at the endpoint, or the folder of its weights for an own engine."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest reply. One that is cut off here is a failure, never a short answer."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_pixels: int = Field(default=1_048_576, ge=1024)
+    """Images with more pixels (width x height) are scaled down to this before they are sent."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the model's answers depend on; where it is served and what it costs are not among them."""
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name in ("backend", "model", "max_tokens", "temperature", "max_pixels", "structured")
+        }
+
+
+class OpenAIConfig(ModelChatConfig):
+    """Any endpoint that speaks the OpenAI chat protocol."""
+
+    backend: Literal["openai"]
+    base_url: str = "https://api.openai.com/v1"
+    """The endpoint's address, up to and with its version."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key, on the machine that starts the run; empty: no key is sent."""
+    structured: bool = True
+    """Ask for the answer's form by `response_format`. Switched off by itself where the endpoint refuses it."""
+    timeout_s: float = Field(default=180, gt=0)
+    """Deadline of one question with all its retries."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Most requests in flight per actor; how many there are follows what the endpoint bears."""
+    max_retry_ratio: float = Field(default=0.5, ge=0)
+    """Retries a stage may spend per question asked; an endpoint that needs more is down, and the rows fail at once."""
+    price: PriceConfig = PriceConfig()
+
+
+class VllmConfig(ModelChatConfig):
+    """A vLLM engine inside each teacher actor or scorer replica."""
+
+    backend: Literal["vllm"]
+    gpus: int = Field(default=1, ge=0)
+    """GPUs of one engine, as tensor parallel ranks; 0 runs vLLM's CPU build."""
+    max_model_len: int = Field(default=8192, ge=64)
+    """Longest prompt + reply in tokens, image tokens included."""
+    dtype: str = "bfloat16"
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings. Only for folders that you have read."""
+
+
+ChatConfig = Annotated[RulesConfig | OpenAIConfig | VllmConfig, Field(discriminator="backend")]
+"""Which chat model serves as teacher or judge; `backend` chooses."""
 
 
 class TeacherConfig(Section):
     """Disentangling and demonstrating."""
 
-    chat: ChatConfig = ChatConfig()
+    chat: ChatConfig = RulesConfig()
     actors: int = Field(default=1, ge=1)
     """Ray actors that hold a teacher."""
     max_words: int = Field(default=100, ge=10)
@@ -156,7 +226,7 @@ class RolloutConfig(Section):
 class JudgeConfig(Section):
     """AI feedback: the scorer on Ray Serve."""
 
-    chat: ChatConfig = ChatConfig()
+    chat: ChatConfig = RulesConfig()
     replicas: int = Field(default=1, ge=1)
     timeout_s: float = Field(default=60, gt=0)
     """Deadline of one scoring request."""
@@ -186,6 +256,13 @@ class EvaluateConfig(Section):
     """DEV decides whether a round is taken; HELD_OUT is only reported."""
 
 
+class BudgetConfig(Section):
+    """Money."""
+
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """Most that the run may pay for teacher and judge, over all its attempts. Reached, the stage stops, resumable."""
+
+
 class ClusterConfig(Section):
     """Ray, where this process has to start it."""
 
@@ -207,6 +284,12 @@ class Config(Section):
     """Prompts of one part: the unit that an actor takes at once and that is written as one file."""
     max_failure_rate: float = Field(default=0.05, ge=0, le=1)
     """A stage that fails on more than this share of its rows stops the run."""
+    templates: str | None = None
+    """A folder of prompt templates that replace the shipped ones of the same name."""
+    cache: str | None = None
+    """Where replies of teacher and judge are kept, so that none is paid twice; <run_dir>/cache unless set. Several runs
+    may share one."""
+    budget: BudgetConfig = BudgetConfig()
     student: StudentConfig
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     images: ImageConfig = ImageConfig()
@@ -272,9 +355,10 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
 def _explain(path: str | Path, error: ValidationError) -> str:
     problems = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        parts, fields_there = _walk(item["loc"])
+        key = ".".join(parts)
         if item["type"] == "extra_forbidden":
-            known = ", ".join(_fields_beside(item["loc"]))
+            known = ", ".join(fields_there)
             problems.append(f"{key} = {item['input']!r} is not a key of dream_ray; keys there: {known}")
         elif item["type"] == "missing":
             problems.append(f"{key} is required but not set")
@@ -285,13 +369,23 @@ def _explain(path: str | Path, error: ValidationError) -> str:
     )
 
 
-def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The names that are allowed where an unknown key was found."""
+def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """An error's location as the user writes it, and the names that are allowed where it ends."""
     section: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int):
+    parts: list[str] = []
+    choices: dict[str, Any] = {}
+    for part in location:
+        if part in choices:  # pydantic names the chosen backend, which is no key
+            section, choices = choices[str(part)], {}
             continue
-        annotation = section.model_fields[part].annotation
-        arguments = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
-        section = arguments[0] if arguments else annotation
-    return list(section.model_fields)
+        parts.append(str(part))
+        if part == location[-1] or isinstance(part, int):
+            continue
+        field = section.model_fields[part]
+        types = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        sections = [kind for kind in types if issubclass(kind, Section)]
+        if field.discriminator:
+            choices = {get_args(kind.model_fields[field.discriminator].annotation)[0]: kind for kind in sections}
+        else:
+            section = sections[0]
+    return parts, list(section.model_fields)

@@ -126,6 +126,7 @@ class Disentanglement:
     dropped: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Demonstration:
     risk: Risk
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Judgement:
     reward: float
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,14 @@ def test_base_file_lies_underneath(tmp_path: Path) -> None:
     [
         (MINIMAL + "colour: red\n", [], ["colour", "'red'", "keys there", "rounds"]),
         (MINIMAL, ["rollout.kk=3"], ["rollout.kk", "3", "temperature"]),
+        (
+            MINIMAL,
+            ["teacher.chat={backend: openai, model: m, modell: n}"],
+            ["teacher.chat.modell = 'n'", "api_key_env"],
+        ),
+        (MINIMAL, ["judge.chat={backend: openai}"], ["judge.chat.model is required"]),
+        (MINIMAL, ["judge.chat={backend: magic}"], ["judge.chat", "magic", "vllm"]),
+        (MINIMAL, ["sources=[{path: a, size: 3}]"], ["sources.0.size", "format"]),
         (MINIMAL, ["rollout.k=many"], ["rollout.k", "'many'"]),
         (MINIMAL, ["rollout"], ["rollout", "key=value"]),
         ("name: a\n", [], ["student", "required"]),

@@ -1,4 +1,4 @@
-"""One question to a chat model with its reply read: retried once if unreadable, never defaulted.
+"""One question to a chat model with its reply read: asked once more with the reason if unreadable, never defaulted.
 
 Contract: `ask` returns a parsed value or raises `AskFailed` with a reason for the errors table, and adds the tokens of
 every call, failed ones too, to the caller's `Usage`. Transport retries are the backend's business, not repeated here.
@@ -6,11 +6,11 @@ every call, failed ones too, to the caller's `Usage`. Transport retries are the 
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dream_ray.chat.parse import ParseError
-from dream_ray.chat.protocol import ChatModel, ChatRequest
+from dream_ray.chat.protocol import ChatModel, ChatRequest, Unreadable
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -36,22 +36,27 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 async def ask(chat: ChatModel, request: ChatRequest, parse: Callable[[str], T], usage: Usage) -> T:
     """The parsed reply. Raises AskFailed; what the backend itself raises (a setting that cannot work) passes
     through."""
-    for attempt in range(1, TRIES + 1):
+    attempts = 0
+    for _ in range(TRIES):
         reply = await chat.ask(request)
+        attempts += reply.attempts
         usage.prompt_tokens += reply.prompt_tokens
         usage.completion_tokens += reply.completion_tokens
+        usage.cached_tokens += reply.cached_tokens
         if reply.text is None:
-            raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempt)
+            raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempts)
         try:
             return parse(reply.text)
         except ParseError as error:
             unreadable = error
-    raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", TRIES)
+            request = replace(request, unreadable=Unreadable(reply.text, error.reason))
+    raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", attempts)
 
 
 async def all_of(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

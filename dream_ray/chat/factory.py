@@ -1,26 +1,72 @@
 """From the config to a chat model.
 
 Contract: `make_chat` is the only place that knows which class serves which backend, and imports it only when asked, so
-that no run pays for a backend that it does not use.
+that no run pays for a backend that it does not use. Around a model stand, from the outside in, the response cache and the
+meter: what the cache answers is not paid for.
 """
 
+from dataclasses import dataclass
+
+from dream_ray.chat.meter import Meter, MeteredChat
 from dream_ray.chat.protocol import ChatModel
-from dream_ray.config import ChatConfig
+from dream_ray.config import ChatConfig, OpenAIConfig, RulesConfig, VllmConfig
+from dream_ray.prompts import Templates
+
+
+@dataclass(frozen=True)
+class ChatServices:
+    """What a run gives to its chat models: the prompts' wording, where replies are kept, who counts the money.
+
+    It travels to actors and replicas. No cache or no meter where they are None.
+    """
+
+    templates: Templates
+    cache_uri: str | None = None
+    meter: Meter | None = None
+
+
+def chat_name(config: ChatConfig) -> str:
+    """What manifests and reports call the model; the rules backend says here that it is rules and not a model."""
+    match config:
+        case RulesConfig():
+            from dream_ray.chat.rules import RulesChat
+
+            return RulesChat().name
+        case OpenAIConfig() | VllmConfig():
+            return f"{config.model} ({config.backend})"
 
 
 def chat_digest(config: ChatConfig) -> str:
     """What the model's answers depend on beside its config: the rules' code and word lists. Enters fingerprints."""
-    match config.backend:
-        case "rules":
+    match config:
+        case RulesConfig():
             from dream_ray.chat.rules import digest
 
             return digest()
+        case OpenAIConfig() | VllmConfig():
+            return ""
 
 
-def make_chat(config: ChatConfig) -> ChatModel:
-    """The chat model that the config names. Call it where the model is to live: in the actor or replica."""
-    match config.backend:
-        case "rules":
+def make_chat(config: ChatConfig, services: ChatServices) -> ChatModel:
+    """The chat model that the config names. Call it where the model is to live: in the actor or replica.
+
+    Raises ConfigError where a setting cannot work there, such as a key that the environment does not hold.
+    """
+    match config:
+        case RulesConfig():
             from dream_ray.chat.rules import RulesChat
 
             return RulesChat()
+        case OpenAIConfig():
+            from dream_ray.chat.openai_chat import OpenAIChat
+
+            chat: ChatModel = MeteredChat(OpenAIChat(config, services.templates), config.price, services.meter)
+        case VllmConfig():
+            from dream_ray.chat.vllm_chat import VllmChat
+
+            chat = VllmChat(config, services.templates)
+    if services.cache_uri is None:
+        return chat
+    from dream_ray.chat.cache import CachedChat
+
+    return CachedChat(chat, config, services.templates, services.cache_uri)

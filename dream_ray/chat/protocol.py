@@ -36,23 +36,39 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A reply that could not be read and why: what the model is told when it is asked once more."""
+
+    reply: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """One question. `images` are the encoded bytes of each image, in order; `fields` are plain strings."""
 
     task: Task
     fields: Mapping[str, str]
     images: Sequence[bytes] = field(default=(), repr=False)
+    unreadable: Unreadable | None = None
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """The answer, or None and the reason why there is none. Token counts are the backend's own, 0 where nothing is paid."""
+    """The answer, or None and the reason why there is none, after `attempts` calls of the endpoint.
+
+    Token counts are those that the backend reports for this answer, 0 where it has none; `cached_tokens` is the part of
+    `prompt_tokens` that the endpoint read from its own prompt cache. A reply from our response cache carries the counts of
+    the call that it saved, so a row's tokens do not depend on what was cached.
+    """
 
     text: str | None
     reason: str | None = None
     detail: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    attempts: int = 1
 
 
 class ChatModel(Protocol):

@@ -100,6 +100,7 @@ async def judge(item: JudgeItem, chat: ChatModel) -> Judgement | Unjudged:
         reward=reward,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
     )
 
 

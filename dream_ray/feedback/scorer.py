@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
-from dream_ray.chat.factory import make_chat
+from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.parse import parse_verdict
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
 from dream_ray.config import ImageConfig, JudgeConfig
@@ -66,9 +66,9 @@ async def health(chat: ChatModel) -> tuple[int, dict[str, str]]:
 class Scorer:
     """One replica: a judge and the limits on images."""
 
-    def __init__(self, config: JudgeConfig, images: ImageConfig):
+    def __init__(self, config: JudgeConfig, images: ImageConfig, services: ChatServices):
         self._images = images
-        self._chat = make_chat(config.chat)
+        self._chat = make_chat(config.chat, services)
 
     @api.post("/v1/score")
     async def score(self, request: ScoreRequest) -> ScoreResponse:
@@ -103,7 +103,7 @@ class ScorerHandle:
     judge: str
 
 
-def start_scorer(config: JudgeConfig, images: ImageConfig) -> ScorerHandle:
+def start_scorer(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> ScorerHandle:
     """Deploy the scorer on the Ray that this process is connected to, and wait until its judge answers.
 
     Raises RuntimeError where Serve already runs there (its listener cannot be moved) or where the judge gives no
@@ -123,7 +123,7 @@ def start_scorer(config: JudgeConfig, images: ImageConfig) -> ScorerHandle:
     try:
         # mypy sees the class; the decorators have made it a Deployment.
         deployment = Scorer.options(num_replicas=config.replicas, logging_config=quiet)  # type: ignore[attr-defined]
-        serve.run(deployment.bind(config, images), name=APP, route_prefix="/")
+        serve.run(deployment.bind(config, images, services), name=APP, route_prefix="/")
         return ScorerHandle(url, _wait_until_healthy(url))
     except BaseException:
         stop_scorer()

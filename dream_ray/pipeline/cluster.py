@@ -13,6 +13,7 @@ import ray
 from ray.data import DataContext
 
 from dream_ray.config import Config
+from dream_ray.pipeline.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def _quiet_data() -> None:
 
 
 @contextmanager
-def scorer(config: Config) -> Iterator[Callable[[], str]]:
+def scorer(run: Run) -> Iterator[Callable[[], str]]:
     """A function that gives the scorer's address and starts it at its first call; stopped at the end."""
     from dream_ray.feedback.scorer import ScorerHandle, start_scorer, stop_scorer
 
@@ -72,7 +73,7 @@ def scorer(config: Config) -> Iterator[Callable[[], str]]:
 
     def url() -> str:
         if not running:
-            running.append(start_scorer(config.judge, config.images))
+            running.append(start_scorer(run.config.judge, run.config.images, run.services))
             log.info("scorer: %s at %s", running[0].judge, running[0].url)
         return running[0].url
 

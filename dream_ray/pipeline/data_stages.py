@@ -135,7 +135,9 @@ def disentangle(run: Run, prompts: Done) -> Done:
             items,
             read,
             lambda dataset: dataset.map_batches(
-                KeepRoute, fn_constructor_args=(DisentangleActor, config.teacher, config.images), **_actors(run)
+                KeepRoute,
+                fn_constructor_args=(DisentangleActor, config.teacher, config.images, run.services),
+                **_actors(run),
             ),
             [target],
             config.max_failure_rate,
@@ -166,7 +168,9 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
             training_items("demonstrate", observed),
             read,
             lambda dataset: dataset.map_batches(
-                KeepRoute, fn_constructor_args=(DemonstrateActor, config.teacher, config.images), **_actors(run)
+                KeepRoute,
+                fn_constructor_args=(DemonstrateActor, config.teacher, config.images, run.services),
+                **_actors(run),
             ),
             [target],
             config.max_failure_rate,

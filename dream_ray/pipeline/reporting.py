@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 
 from dream_ray import files
-from dream_ray.chat.factory import make_chat
+from dream_ray.chat.factory import chat_name
 from dream_ray.evaluate.metrics import find_metric, gap_with_interval
 from dream_ray.evaluate.report import ChatRow, ReportData, Sample, StageRow, build_report
 from dream_ray.pipeline.driver import Result
@@ -30,7 +30,7 @@ def write_report(run: Run, result: Result) -> str:
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
         standing=result.standing.name,
         chats=tuple(
-            ChatRow(role, chat.backend, make_chat(chat).name)
+            ChatRow(role, chat.backend, chat_name(chat))
             for role, chat in (("teacher", config.teacher.chat), ("judge", config.judge.chat))
         ),
         rounds=tuple(result.rounds),

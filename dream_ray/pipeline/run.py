@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dream_ray import files
-from dream_ray.chat.factory import chat_digest, make_chat
+from dream_ray.chat.factory import ChatServices, chat_digest, chat_name
 from dream_ray.config import ChatConfig, Config
 from dream_ray.pipeline.parts import Tally
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
@@ -68,9 +68,12 @@ class Run:
         """Every stage that this run used, in order, for the report."""
 
     @cached_property
-    def templates_digest(self) -> str:
-        """The prompt templates' hash, part of the fingerprint of whatever asks a chat model."""
-        return load_templates().digest
+    def services(self) -> ChatServices:
+        """What this run's chat models are given."""
+        return ChatServices(
+            templates=load_templates(self.config.templates),
+            cache_uri=self.config.cache or files.join(self.store.uri, "cache"),
+        )
 
     def model_digest(self, folder: str) -> str:
         """A hash of a model folder: its config's content and the name and size of every file, not gigabytes of weights."""
@@ -103,12 +106,12 @@ class Run:
         full = dict(settings)
         if chat is not None:
             full |= {
-                "chat": chat.model_dump(mode="json"),
+                "chat": chat.identity(),
                 "chat_digest": chat_digest(chat),
-                "templates": self.templates_digest,
+                "templates": self.services.templates.digest,
             }
         ref = self.store.ref(key, fingerprint(key, version, full, digests))
-        return Plan(ref, version, full, digests, make_chat(chat).name if chat is not None else "")
+        return Plan(ref, version, full, digests, chat_name(chat) if chat is not None else "")
 
     def done(self, plan: Plan) -> Done | None:
         """The finished stage of this plan, None where it has to be carried out."""

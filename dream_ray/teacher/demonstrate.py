@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
-from dream_ray.chat.factory import make_chat
+from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import observations_field, transcript
 from dream_ray.chat.parse import parse_answer
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
@@ -46,17 +46,19 @@ async def demonstrate(
         answer = await ask(chat, ChatRequest(task, fields, tuple(image_bytes)), parse_answer, usage)
     except AskFailed as failure:
         return ErrorRow(STAGE, prompt.prompt_id, failure.reason, failure.detail, failure.attempts)
-    return Demonstration(prompt.prompt_id, answer, risk, usage.prompt_tokens, usage.completion_tokens)
+    return Demonstration(
+        prompt.prompt_id, answer, risk, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+    )
 
 
 class DemonstrateActor:
     """Ray Data actor class (batch_format="pyarrow"): rows with a `prompt` struct and an `observations` list of
     structs to outcome tables of Demonstration."""
 
-    def __init__(self, teacher: TeacherConfig, images: ImageConfig):
+    def __init__(self, teacher: TeacherConfig, images: ImageConfig, services: ChatServices):
         self._images = images
         self._max_words = teacher.max_words
-        self._chat = make_chat(teacher.chat)
+        self._chat = make_chat(teacher.chat, services)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """One outcome per prompt. Raises ValueError where a row is lost or doubled, or has None for observations."""

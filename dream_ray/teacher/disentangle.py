@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
-from dream_ray.chat.factory import make_chat
+from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import user_text
 from dream_ray.chat.parse import parse_observations, parse_yes_no
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
@@ -52,6 +52,7 @@ async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatMo
         dropped=dropped,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
     )
 
 
@@ -78,9 +79,9 @@ def _verification(observation: Observation) -> ChatRequest:
 class DisentangleActor:
     """Ray Data actor class: batches of Prompt rows (batch_format="pyarrow") to outcome tables of Disentanglement."""
 
-    def __init__(self, teacher: TeacherConfig, images: ImageConfig):
+    def __init__(self, teacher: TeacherConfig, images: ImageConfig, services: ChatServices):
         self._images = images
-        self._chat = make_chat(teacher.chat)
+        self._chat = make_chat(teacher.chat, services)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """One outcome per prompt. Raises ValueError where a row is lost or doubled."""

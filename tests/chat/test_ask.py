@@ -4,7 +4,8 @@ import pytest
 
 from dream_ray.chat.ask import all_of, both
 from dream_ray.chat.factory import make_chat
-from dream_ray.config import ChatConfig
+from dream_ray.config import RulesConfig
+from tests.records_for_tests import SERVICES
 
 
 def test_all_questions_end_before_a_failure_is_raised() -> None:
@@ -31,4 +32,4 @@ def test_all_questions_end_before_a_failure_is_raised() -> None:
 
 
 def test_the_rules_backend_says_that_it_is_rules() -> None:
-    assert "rules" in make_chat(ChatConfig(backend="rules")).name
+    assert "rules" in make_chat(RulesConfig(), SERVICES).name

@@ -14,7 +14,7 @@ from dream_ray.feedback.scorer import ScorerHandle, start_scorer, stop_scorer
 from dream_ray.feedback.wire import MAX_ITEMS
 from dream_ray.records import ErrorRow, Judgement, from_row, to_row
 from tests.feedback.test_client import SCHEMA
-from tests.records_for_tests import LOCK, prompt_of, rollout_of, stored_image
+from tests.records_for_tests import LOCK, SERVICES, prompt_of, rollout_of, stored_image
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ SEEN = {"content": LOCK.content, "source": LOCK.source.value, "category": LOCK.c
 def scorer() -> Iterator[ScorerHandle]:
     ray.init(num_cpus=8, include_dashboard=False)
     try:
-        yield start_scorer(JudgeConfig(), ImageConfig())
+        yield start_scorer(JudgeConfig(), ImageConfig(), SERVICES)
     finally:
         stop_scorer()
         left = serve.status()
@@ -88,7 +88,7 @@ def test_requests_over_the_limits_are_refused_without_an_echo(scorer: ScorerHand
 
 def test_a_second_scorer_is_refused(scorer: ScorerHandle) -> None:
     with pytest.raises(RuntimeError, match="already runs"):
-        start_scorer(JudgeConfig(), ImageConfig())
+        start_scorer(JudgeConfig(), ImageConfig(), SERVICES)
     assert httpx.get(f"{scorer.url}/healthz", timeout=60, trust_env=False).status_code == 200
 
 

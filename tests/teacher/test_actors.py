@@ -12,7 +12,7 @@ from dream_ray.outcomes import outcome_schema, struct_of
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, from_row, to_row, to_table
 from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
-from tests.records_for_tests import LOCK, prompt_of, stored_image
+from tests.records_for_tests import LOCK, SERVICES, prompt_of, stored_image
 
 ROWS = pa.schema([pa.field("prompt", struct_of(Prompt)), pa.field("observations", pa.list_(struct_of(Observation)))])
 
@@ -34,7 +34,7 @@ def test_disentangling_through_ray_data(tmp_path) -> None:
     try:
         dataset = ray.data.from_arrow(to_table(Prompt, prompts)).map_batches(
             DisentangleActor,
-            fn_constructor_args=(TeacherConfig(), ImageConfig()),
+            fn_constructor_args=(TeacherConfig(), ImageConfig(), SERVICES),
             batch_format="pyarrow",
             batch_size=2,
             compute=ray.data.ActorPoolStrategy(size=1),
@@ -52,7 +52,7 @@ def test_disentangling_through_ray_data(tmp_path) -> None:
 def test_a_doubled_prompt_is_loud(tmp_path) -> None:
     prompt = prompts_of(tmp_path)[0]
     with pytest.raises(ValueError, match="doubled"):
-        asyncio.run(DisentangleActor(TeacherConfig(), ImageConfig())(to_table(Prompt, [prompt, prompt])))
+        asyncio.run(DisentangleActor(TeacherConfig(), ImageConfig(), SERVICES)(to_table(Prompt, [prompt, prompt])))
 
 
 def test_demonstrations_follow_the_observations(tmp_path) -> None:
@@ -63,7 +63,7 @@ def test_demonstrations_follow_the_observations(tmp_path) -> None:
         {"prompt": to_row(second), "observations": [to_row(LOCK)]},
         {"prompt": to_row(gone), "observations": []},
     ]
-    actor = DemonstrateActor(TeacherConfig(), ImageConfig())
+    actor = DemonstrateActor(TeacherConfig(), ImageConfig(), SERVICES)
     out = asyncio.run(actor(pa.Table.from_pylist(rows, schema=ROWS)))
     assert out.schema == outcome_schema(Demonstration)
     benign, risky, failed = out.to_pylist()
@@ -75,6 +75,6 @@ def test_demonstrations_follow_the_observations(tmp_path) -> None:
 
 def test_a_prompt_that_was_not_disentangled_is_not_answered(tmp_path) -> None:
     rows = [{"prompt": to_row(prompts_of(tmp_path)[0]), "observations": None}]
-    actor = DemonstrateActor(TeacherConfig(), ImageConfig())
+    actor = DemonstrateActor(TeacherConfig(), ImageConfig(), SERVICES)
     with pytest.raises(ValueError, match="was not disentangled"):
         asyncio.run(actor(pa.Table.from_pylist(rows, schema=ROWS)))
