@@ -106,14 +106,14 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
 
 
 def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:
-    """Where the time went, the rounds and the numbers, as tables."""
+    """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
     from dream_ray.evaluate.table import render_table
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    times = Table(title="where the time went", title_justify="left")
-    for column in ("stages", "rows", "failed", "seconds"):
+    times = Table(title="where the time and the memory (of all processes together) went", title_justify="left")
+    for column in ("stages", "rows", "failed", "seconds", "GiB"):
         times.add_column(column, justify="left" if column == "stages" else "right")
     shown: set[str] = set()
     for done in current.history:
@@ -122,7 +122,14 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
         together = (done.ref.key, *done.manifest.passed_with)
         shown |= set(together)
         rows = str(done.manifest.rows_out)
-        times.add_row("\n".join(together), rows, str(done.manifest.failed), f"{done.manifest.seconds:.0f}")
+        peak = done.manifest.peak_memory_bytes
+        times.add_row(
+            "\n".join(together),
+            rows,
+            str(done.manifest.failed),
+            f"{done.manifest.seconds:.0f}",
+            "-" if peak is None else f"{peak / 2**30:.1f}",
+        )
     console.print(times)
     console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
     for round_row in result.rounds:

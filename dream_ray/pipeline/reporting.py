@@ -58,7 +58,7 @@ def _stage_row(done: Done) -> StageRow:
         cost_usd=manifest.cost_usd,
         seconds=manifest.seconds,
         passed_with=manifest.passed_with,
-        peak_memory_bytes=None,
+        peak_memory_bytes=manifest.peak_memory_bytes,
     )
 
 

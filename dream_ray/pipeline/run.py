@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 from dream_ray import files
 from dream_ray.chat.factory import ChatServices, chat_digest, chat_name
 from dream_ray.config import ChatConfig, Config
+from dream_ray.pipeline.memory import PeakMemory
 from dream_ray.pipeline.parts import Tally
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
 from dream_ray.prompts import load_templates
@@ -128,12 +129,17 @@ class Run:
         keys = tuple(plan.ref.key for plan in plans)
         log.info("%s: started", ", ".join(keys))
         start = time.monotonic()
-        outcomes = work()
+        with PeakMemory() as memory:
+            outcomes = work()
         seconds = time.monotonic() - start
         done = []
         for plan in plans:
             manifest = self._manifest(
-                plan, outcomes[plan.ref.key], seconds, tuple(key for key in keys if key != plan.ref.key)
+                plan,
+                outcomes[plan.ref.key],
+                seconds,
+                memory.bytes,
+                tuple(key for key in keys if key != plan.ref.key),
             )
             self.store.finish(plan.ref, manifest)
             log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, manifest.rows_out, manifest.failed, seconds)
@@ -144,7 +150,9 @@ class Run:
         self.history.append(done)
         return done
 
-    def _manifest(self, plan: Plan, outcome: Outcome, seconds: float, passed_with: tuple[str, ...]) -> Manifest:
+    def _manifest(
+        self, plan: Plan, outcome: Outcome, seconds: float, peak_memory: int | None, passed_with: tuple[str, ...]
+    ) -> Manifest:
         tally = outcome.tally
         return Manifest(
             stage=plan.ref.key,
@@ -160,6 +168,7 @@ class Run:
             completion_tokens=tally.completion_tokens,
             cost_usd=0.0,  # neither rules nor an own engine is paid by the token
             seconds=seconds,
+            peak_memory_bytes=peak_memory,
             finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             libraries=self.libraries,
             chat=plan.chat,

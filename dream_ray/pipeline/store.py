@@ -53,7 +53,8 @@ class StageRef:
 class Manifest:
     """What a finished stage says of itself.
 
-    `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time;
+    `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time,
+    `peak_memory_bytes` what all processes held at most in it (None on a cluster that the driver joined);
     `passed_with` names stages that ran in the same pass and share its seconds. `chat` names the teacher or judge.
     """
 
@@ -73,6 +74,7 @@ class Manifest:
     finished_at: str
     libraries: dict[str, str]
     chat: str = ""
+    peak_memory_bytes: int | None = None
     passed_with: tuple[str, ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
