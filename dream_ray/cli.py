@@ -16,6 +16,9 @@ from rich.console import Console
 
 from dream_ray import files
 from dream_ray.config import ConfigError, load_config
+from dream_ray.evaluate.calibrate_command import JudgeChoice, run_calibration
+from dream_ray.evaluate.labelled import LabelledDataError
+from dream_ray.prompts import TemplateError
 
 if TYPE_CHECKING:
     from dream_ray.pipeline.driver import Result
@@ -63,6 +66,34 @@ def demo_prompts(folder: Annotated[Path, typer.Argument(help="Where the prompts 
     from dream_ray.sources.demo import write_demo
 
     print(f"prompts: {write_demo(folder)}")
+
+
+@app.command()
+def calibrate(
+    data: Annotated[
+        list[str], typer.Argument(help="Files of labelled answers (.csv, .tsv, .jsonl, .json) or folders.")
+    ],
+    config: Annotated[Path | None, typer.Option(help="Calibrate this config's judge.")] = None,
+    judge: Annotated[
+        JudgeChoice | None, typer.Option(help="`config` where --config is given, else `rules`.", show_default=False)
+    ] = None,
+    label_map: Annotated[str, typer.Option(help='What labels mean: "LABEL=complies,OTHER=refuses".')] = "",
+    columns: Annotated[str, typer.Option(help='Where columns have other names: "response=answer,label=grade".')] = "",
+    out: Annotated[str | None, typer.Option(help="Folder for calibration.json and disagreements.csv.")] = None,
+) -> None:
+    """Compare a judge with people: agreement, Cohen's kappa, precision and recall of refusal and compliance.
+
+    Example: dream-ray calibrate answers.csv --label-map "yes=refuses,no=complies" --out calibration
+    """
+    choice = judge or (JudgeChoice.RULES if config is None else JudgeChoice.CONFIG)
+    try:
+        enough = run_calibration(data, config, choice, label_map, columns, out)
+    except (ConfigError, TemplateError, LabelledDataError) as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(UNUSABLE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(STOPPED) from None
+    raise typer.Exit(OK if enough else FAILED)
 
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
