@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
     )
 
-VERSION = 1
+VERSION = 2
 """Raise it when what is built changes: folders of another version are built anew."""
 
 MARKER = "dream_ray_student.json"
@@ -33,6 +33,12 @@ MARKER = "dream_ray_student.json"
 IMAGE_SIZE, PATCH_SIZE, SCALE_FACTOR = 256, 16, 4
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 // SCALE_FACTOR**2
 """16 tokens an image: (256 / 16)^2 patches, 4 x 4 of them shuffled into one token (Idefics3's pixel shuffle)."""
+
+CONNECTOR_SCALE = 1e-4
+"""Factor on the random connector's weights. At their own scale an image's tokens are eight times as large as a word's, and
+what a random tower says of a picture is noise that a policy learns by heart: with it the student's first training epoch
+told held-out risky texts from benign ones worse. This small, a picture's tokens are there and say next to nothing; a user
+who trains the tower starts from there."""
 
 IMAGE_MARKS = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 """The tokens that Idefics3's processor writes around and in place of an image; the tokenizer must know each."""
@@ -168,6 +174,8 @@ def _under_idefics3(
     mean = embedding[:old_size].mean(dim=0, keepdim=True)
     weights["embed_tokens.weight"] = torch.cat([embedding[:old_size], mean.repeat(len(tokenizer) - old_size, 1)])
     model.model.text_model.load_state_dict(weights)
+    with torch.no_grad():
+        model.model.connector.modality_projection.proj.weight.mul_(CONNECTOR_SCALE)
     model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
