@@ -91,17 +91,20 @@ class ResponseCache:
             with self._filesystem.open_input_stream(self._path(key)) as stream:
                 content = bytes(stream.read(MAX_ENTRY_BYTES))
         except FileNotFoundError:
-            return self._counted("miss")
+            self.counts["miss"] += 1
+            return None
         except OSError as error:
             log.warning("cache: %s could not be read, so the model is asked: %s", self._path(key), error)
-            return self._counted("unreadable_storage")
+            self.counts["unreadable_storage"] += 1
+            return None
         try:
             entry = _Entry.model_validate_json(content)
         except ValidationError:
             entry = None
         if entry is None or entry.key != key:
             log.warning("cache: %s is torn or no entry of ours, so the model is asked", self._path(key))
-            return self._counted("bad_entry")
+            self.counts["bad_entry"] += 1
+            return None
         self.counts["hit"] += 1
         return ChatReply(
             entry.text,
@@ -110,9 +113,6 @@ class ResponseCache:
             cached_tokens=entry.cached_tokens,
             attempts=entry.attempts,
         )
-
-    def _counted(self, outcome: str) -> None:
-        self.counts[outcome] += 1
 
     def _write(self, key: str, reply: ChatReply) -> None:
         content = {

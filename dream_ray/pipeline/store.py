@@ -54,7 +54,9 @@ class Manifest:
     """What a finished stage says of itself.
 
     `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time;
-    `passed_with` names stages that ran in the same pass and share its seconds. `chat` names the teacher or judge.
+    `passed_with` names stages that ran in the same pass and share its seconds and payments. `chat` names the teacher or
+    judge. Tokens and `cost_usd`, their price, are those of the rows, whether the replies were paid for or came from the
+    response cache; `paid_usd` is what the attempt that finished the stage really paid during the pass.
     """
 
     stage: str
@@ -73,6 +75,8 @@ class Manifest:
     finished_at: str
     libraries: dict[str, str]
     chat: str = ""
+    cached_tokens: int = 0
+    paid_usd: float = 0.0
     passed_with: tuple[str, ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
