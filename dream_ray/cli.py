@@ -150,6 +150,7 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     from rich.table import Table
 
     from dream_ray.evaluate.table import render_table
+    from dream_ray.pipeline.payments import ledger_uri, paid_before, run_is_paid
 
     console = _console()
     times = Table(title="where time and money went", title_justify="left")
@@ -176,6 +177,9 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
             f"{manifest.seconds:.0f}",
         )
     console.print(times)
+    if run_is_paid(current.config):
+        paid = sum(paid_before(ledger_uri(current.store.uri)).values())
+        console.print(f"paid for teacher and judge, over all attempts: ${paid:.2f}", highlight=False)
     console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
     for round_row in result.rounds:
         console.print(f"round {round_row.number}: {round_row.reason}", highlight=False)
