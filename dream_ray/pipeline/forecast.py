@@ -103,6 +103,7 @@ class _Walk:
         self._plans = Planner(config, store)
         self._sources = _read_sources(config)
         self._assumed = replace(assumed, image_sizes=self._sources.sizes)
+        self._risks_from = "assumed"
         self._answers_from = "rollout.max_tokens, the longest"
         self._stages: list[StageForecast] = []
 
@@ -192,7 +193,6 @@ class _Walk:
     def _with_risks(self, observed: StageRef) -> dict[str, Part]:
         """The parts with what was observed in them, or what is expected to be."""
         if self._store.manifest(observed) is None:
-            self._risks_from = "assumed"
             return {name: _expected(counts, self._assumed) for name, counts in self._sources.parts.items()}
         self._risks_from = "measured in disentangle"
         parts = {}
