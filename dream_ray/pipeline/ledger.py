@@ -5,7 +5,7 @@
 Contract: one Ray actor a driver, on the driver's node, that dies with it. Payments arrive without anyone waiting for them
 and are on storage at most SAVE_EVERY_S later: a SIGKILL loses the record of those of the last second, never a reply. Each
 attempt writes a file of its own and what the run has paid is their sum, so that an actor that outlives its driver by a
-moment overwrites nothing. A payment belongs to the pass that is under way when it arrives.
+moment overwrites nothing. A payment belongs to the stages that are under way when it arrives.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ SAVE_EVERY_S = 1.0
 """Longest time that a payment is in memory only."""
 REFRESH_S = 1.0
 """How old an actor's knowledge of what others paid may be."""
+BETWEEN = "between stages"
+"""Where payments count that belong to no stage: the scorer's health checks."""
 
 
 class Ledger:
@@ -35,7 +37,7 @@ class Ledger:
         self._earlier = sum(paid_before(folder_uri).values())
         self._budget = math.inf if budget_usd is None else budget_usd
         self._uri = files.join(folder_uri, f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}.json")
-        self._stage = ""
+        self._stage = BETWEEN
         self._paid: dict[str, float] = defaultdict(float)
         self._saving: asyncio.Task[None] | None = None
 
@@ -52,7 +54,8 @@ class Ledger:
     async def end(self) -> float:
         """What this attempt paid for the stage that was begun last; on storage when it is returned."""
         await self._save()
-        return self._paid[self._stage]
+        stage, self._stage = self._stage, BETWEEN
+        return self._paid.get(stage, 0.0)
 
     async def spent(self) -> float:
         """What the run has paid, earlier attempts included."""

@@ -106,7 +106,7 @@ class Run:
         keys = tuple(plan.ref.key for plan in plans)
         log.info("%s: started", ", ".join(keys))
         if self.ledger is not None:
-            ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat)))
+            ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
         start = time.monotonic()
         stopped = None
         try:

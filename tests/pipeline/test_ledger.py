@@ -46,6 +46,8 @@ def test_attempts_add_up_and_nothing_waits_longer_than_a_second(tmp_path: Path) 
         await ledger.begin("base/judge")
         await ledger.add(0.5)
         assert await ledger.end() == pytest.approx(0.5)
+        await ledger.begin("sft")
+        assert await ledger.end() == 0
         return await ledger.left()
 
     assert asyncio.run(attempt(2.0)) == pytest.approx(0.5)
