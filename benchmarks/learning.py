@@ -21,8 +21,9 @@ from dream_ray.evaluate.table import format_gap, format_share
 from dream_ray.pipeline.cluster import connected, scorer
 from dream_ray.pipeline.data_stages import disentangle, ingest
 from dream_ray.pipeline.driver import Result, align
+from dream_ray.pipeline.plans import answers_job
 from dream_ray.pipeline.run import Run
-from dream_ray.pipeline.sampling_stages import answers_job, evaluate, sample
+from dream_ray.pipeline.sampling_stages import evaluate, sample
 from dream_ray.records import Metric, Split
 from dream_ray.train.policy import Policy
 

@@ -21,6 +21,7 @@ from dream_ray.evaluate.labelled import LabelledDataError
 from dream_ray.prompts import TemplateError
 
 if TYPE_CHECKING:
+    from dream_ray.config import Config
     from dream_ray.pipeline.driver import Result
     from dream_ray.pipeline.run import Run
 
@@ -47,6 +48,31 @@ def run(
     Example: dream-ray run configs/local.yaml rounds=1 rollout.k=4 --run-dir runs/try
     """
     raise typer.Exit(run_loop(str(config), overrides or [], run_dir))
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Where results live: a folder, s3:// or gs://.")] = None,
+) -> None:
+    """Predict calls, tokens and cost of each stage, before anything runs; finished stages cost nothing more.
+
+    Example: dream-ray plan configs/local.yaml rounds=1 budget.max_cost_usd=20
+    """
+    from dream_ray.pipeline import preflight
+    from dream_ray.pipeline.forecast import forecast
+    from dream_ray.pipeline.forecast_table import render_forecast
+    from dream_ray.pipeline.store import RunStore
+
+    try:
+        settings = load_config(config, overrides or [])
+        preflight.check(settings)
+    except ConfigError as error:
+        _complain(error)
+        raise typer.Exit(UNUSABLE) from None
+    found = forecast(settings, RunStore(_target(settings, run_dir)))
+    _console().print(render_forecast(found), highlight=False)
 
 
 @app.command()
@@ -105,14 +131,15 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     start = time.monotonic()
     try:
         config = load_config(config_path, overrides)
-        target = run_dir or config.run_dir or f"runs/{config.name}"
+        target = _target(config, run_dir)
         from dream_ray.pipeline import preflight
         from dream_ray.pipeline.store import RunStore
 
         preflight.check(config)
+        preflight.check_cache(config)
         RunStore(target).claim(config)
     except ConfigError as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         return UNUSABLE
 
     from dream_ray.pipeline.cluster import connected, scorer
@@ -127,7 +154,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
             result = align(current, scorer_url)
             report = write_report(current, result)
     except StageFailed as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
@@ -136,15 +163,29 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     return OK
 
 
+def _target(config: "Config", run_dir: str | None) -> str:
+    """The run directory: the command's, else the config's, else runs/<name>."""
+    return run_dir or config.run_dir or f"runs/{config.name}"
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _complain(error: Exception) -> None:
+    Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+
+
 def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:
     """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
     from dream_ray.evaluate.table import render_table
+    from dream_ray.pipeline.payments import ledger_uri, paid_before, run_is_paid
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    times = Table(title="where the time and the memory (of all processes together) went", title_justify="left")
-    for column in ("stages", "rows", "failed", "seconds", "GiB"):
+    console = _console()
+    times = Table(title="where time, memory (of all processes together) and money went", title_justify="left")
+    for column in ("stages", "rows", "failed", "tokens in", "cached", "out", "cost", "paid", "seconds", "GiB"):
         times.add_column(column, justify="left" if column == "stages" else "right")
     shown: set[str] = set()
     for done in current.history:
@@ -152,16 +193,26 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
             continue
         together = (done.ref.key, *done.manifest.passed_with)
         shown |= set(together)
-        rows = str(done.manifest.rows_out)
-        peak = done.manifest.peak_memory_bytes
+        manifest = done.manifest
+        peak = manifest.peak_memory_bytes
+        # Tokens and cost are those of the questions asked: the student's own tokens cost nobody.
+        asked = [other.manifest for other in current.history if other.ref.key in together and other.manifest.chat]
         times.add_row(
             "\n".join(together),
-            rows,
-            str(done.manifest.failed),
-            f"{done.manifest.seconds:.0f}",
+            str(manifest.rows_out),
+            str(manifest.failed),
+            f"{sum(item.prompt_tokens for item in asked):,}",
+            f"{sum(item.cached_tokens for item in asked):,}",
+            f"{sum(item.completion_tokens for item in asked):,}",
+            f"${sum(item.cost_usd for item in asked):.2f}",
+            f"${manifest.paid_usd:.2f}",
+            f"{manifest.seconds:.0f}",
             "-" if peak is None else f"{peak / 2**30:.1f}",
         )
     console.print(times)
+    if run_is_paid(current.config):
+        paid = sum(paid_before(ledger_uri(current.store.uri)).values())
+        console.print(f"paid for teacher and judge, over all attempts: ${paid:.2f}", highlight=False)
     console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
     for round_row in result.rounds:
         console.print(f"round {round_row.number}: {round_row.reason}", highlight=False)

@@ -5,6 +5,7 @@ knows what the files hold.
 """
 
 import os
+import uuid
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -50,7 +51,8 @@ def write_atomic(uri: str, content: bytes) -> None:
     """Write a file under a temporary name and move it to its own, so that no reader sees half of it."""
     filesystem, path = resolve(uri)
     filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    # Unique among threads and machines too: several may write the same file of a shared folder.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     with filesystem.open_output_stream(temporary) as stream:
         stream.write(content)
     filesystem.move(temporary, path)

@@ -219,13 +219,21 @@ class Metric:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A row that a stage could not do: which, why, after how many tries. `detail` never holds a secret or image bytes."""
+    """A row that a stage could not do: which, why, after how many tries. `detail` never holds a secret or image bytes.
+
+    `fingerprint` holds the first digits of `ChatRequest.fingerprint` of the question that failed, "" where no question
+    was asked. Tokens are those that the row cost all the same.
+    """
 
     stage: str
     row_id: str
     reason: str
     detail: str
     attempts: int
+    fingerprint: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 Record = TypeVar("Record")

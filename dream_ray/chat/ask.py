@@ -2,6 +2,7 @@
 
 Contract: `ask` returns a parsed value or raises `AskFailed` with a reason for the errors table, and adds the tokens of
 every call, failed ones too, to the caller's `Usage`. Transport retries are the backend's business, not repeated here.
+What stays unreadable is taken out of the response cache: only `ask` knows that it could not be read.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dream_ray.chat.parse import ParseError
-from dream_ray.chat.protocol import ChatModel, ChatRequest, Unreadable
+from dream_ray.chat.protocol import ChatModel, ChatReply, ChatRequest, Unreadable
+from dream_ray.records import ErrorRow
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -20,14 +22,20 @@ TRIES = 2
 """Calls made for one readable reply. More would re-roll hard rows more often than easy ones and bias what is kept."""
 
 
-class AskFailed(Exception):
-    """No readable reply: a short `reason`, a `detail` for the errors table and the calls made."""
+FINGERPRINT_DIGITS = 12
+"""Hex digits of a question's fingerprint in the errors table."""
 
-    def __init__(self, reason: str, detail: str, attempts: int):
+
+class AskFailed(Exception):
+    """No readable reply: a short `reason`, a `detail` for the errors table, the calls made and the question's
+    fingerprint."""
+
+    def __init__(self, reason: str, detail: str, attempts: int, fingerprint: str):
         super().__init__(reason)
         self.reason = reason
         self.detail = detail
         self.attempts = attempts
+        self.fingerprint = fingerprint
 
 
 @dataclass
@@ -43,20 +51,41 @@ async def ask(chat: ChatModel, request: ChatRequest, parse: Callable[[str], T], 
     """The parsed reply. Raises AskFailed; what the backend itself raises (a setting that cannot work) passes
     through."""
     attempts = 0
+    fingerprint = request.fingerprint[:FINGERPRINT_DIGITS]
+    replies: list[ChatReply] = []
     for _ in range(TRIES):
         reply = await chat.ask(request)
+        replies.append(reply)
         attempts += reply.attempts
         usage.prompt_tokens += reply.prompt_tokens
         usage.completion_tokens += reply.completion_tokens
         usage.cached_tokens += reply.cached_tokens
         if reply.text is None:
-            raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempts)
+            raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempts, fingerprint)
         try:
             return parse(reply.text)
         except ParseError as error:
             unreadable = error
             request = replace(request, unreadable=Unreadable(reply.text, error.reason))
-    raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", attempts)
+    for reply in replies:
+        if reply.forget is not None:
+            await reply.forget()
+    raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", attempts, fingerprint)
+
+
+def error_row(stage: str, row_id: str, failure: AskFailed, usage: Usage) -> ErrorRow:
+    """The errors table's row of a question that failed, with the tokens that the row cost all the same."""
+    return ErrorRow(
+        stage=stage,
+        row_id=row_id,
+        reason=failure.reason,
+        detail=failure.detail,
+        attempts=failure.attempts,
+        fingerprint=failure.fingerprint,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
 
 
 async def all_of(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -60,7 +60,8 @@ def make_chat(config: ChatConfig, services: ChatServices) -> ChatModel:
         case OpenAIConfig():
             from dream_ray.chat.openai_chat import OpenAIChat
 
-            chat: ChatModel = MeteredChat(OpenAIChat(config, services.templates), config.price, services.meter)
+            endpoint = OpenAIChat(config, services.templates)
+            chat: ChatModel = MeteredChat(endpoint, config.price, services.meter, config.max_concurrency)
         case VllmConfig():
             from dream_ray.chat.vllm_chat import VllmChat
 

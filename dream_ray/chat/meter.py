@@ -2,8 +2,11 @@
 
 Contract: `cost_usd` is the one formula. `MeteredChat` stands around a paid backend: it reports each reply's cost to the
 run's meter and, once the budget is spent, answers every further question with the reason "budget_reached" and no call.
+It asks the meter when a question's turn has come, not while it queues: what is spent past the budget is at most what
+`at_once` questions cost, and what other actors paid since the meter last heard of them.
 """
 
+import asyncio
 from typing import Protocol
 
 from dream_ray.chat.protocol import ChatModel, ChatReply, ChatRequest
@@ -35,10 +38,11 @@ def cost_usd(price: PriceConfig, prompt_tokens: int, completion_tokens: int, cac
 
 
 class MeteredChat:
-    """A chat model whose replies cost money."""
+    """A chat model whose replies cost money, asked at most `at_once` questions at a time."""
 
-    def __init__(self, chat: ChatModel, price: PriceConfig, meter: Meter | None):
+    def __init__(self, chat: ChatModel, price: PriceConfig, meter: Meter | None, at_once: int):
         self._chat, self._price, self._meter = chat, price, meter
+        self._turns = asyncio.Semaphore(at_once)
 
     @property
     def name(self) -> str:
@@ -49,8 +53,10 @@ class MeteredChat:
         """The model's reply, paid for, unless the budget is spent."""
         if self._meter is None:
             return await self._chat.ask(request)
-        if await self._meter.exhausted():
-            return ChatReply(None, BUDGET_REACHED, "budget.max_cost_usd is spent", attempts=0)
-        reply = await self._chat.ask(request)
-        await self._meter.paid(cost_usd(self._price, reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens))
+        async with self._turns:
+            if await self._meter.exhausted():
+                return ChatReply(None, BUDGET_REACHED, "budget.max_cost_usd is spent", attempts=0)
+            reply = await self._chat.ask(request)
+            cost = cost_usd(self._price, reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
+            await self._meter.paid(cost)
         return reply

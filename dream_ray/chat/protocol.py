@@ -6,7 +6,9 @@ template asks for, so that one parser serves all. A request that failed comes ba
 reason; a backend raises only for what no retry and no other row could mend (a bad setting).
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -45,12 +47,24 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question. `images` are the encoded bytes of each image, in order; `fields` are plain strings."""
+    """One question. `images` are the encoded bytes of each image, in order; `fields` are plain strings.
+
+    A `fresh` question is put to the model itself even where the response cache knows an answer: a health check asks so.
+    """
 
     task: Task
     fields: Mapping[str, str]
     images: Sequence[bytes] = field(default=(), repr=False)
     unreadable: Unreadable | None = None
+    fresh: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of what is asked: task, fields, images and what was unreadable; whoever is asked."""
+        unreadable = None if self.unreadable is None else [self.unreadable.reply, self.unreadable.reason]
+        images = [hashlib.sha256(image).hexdigest() for image in self.images]
+        content = json.dumps([self.task.value, dict(self.fields), images, unreadable], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,8 @@ class ChatReply:
 
     Token counts are those that the backend reports for this answer, 0 where it has none; `cached_tokens` is the part of
     `prompt_tokens` that the endpoint read from its own prompt cache. A reply from our response cache carries the counts of
-    the call that it saved, so a row's tokens do not depend on what was cached.
+    the call that it saved, so a row's tokens do not depend on what was cached. `forget` takes a reply out of that cache; it
+    is None where no cache keeps it.
     """
 
     text: str | None
@@ -69,6 +84,7 @@ class ChatReply:
     completion_tokens: int = 0
     cached_tokens: int = 0
     attempts: int = 1
+    forget: Callable[[], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
 
 
 class ChatModel(Protocol):

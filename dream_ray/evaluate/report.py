@@ -63,8 +63,10 @@ class RoundRow:
 class StageRow:
     """One finished stage, in the order of the run; `failures` counts reasons.
 
-    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds are theirs
-    too and are counted once. `peak_memory_bytes` is None where nobody measured it.
+    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds and payments are
+    theirs too and are counted once. `cached_tokens` is the part of `prompt_tokens` that the endpoint had cached.
+    `cost_usd` is the price of the tokens, `paid_usd` what was paid for them: less where replies came from the response
+    cache. `peak_memory_bytes` is None where nobody measured it.
     """
 
     key: str
@@ -78,6 +80,8 @@ class StageRow:
     seconds: float
     passed_with: tuple[str, ...]
     peak_memory_bytes: int | None
+    cached_tokens: int = 0
+    paid_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ def _page(data: ReportData, samples: list["_SampleView"]) -> str:
     parents = dict(zip(policies[1:], policies, strict=False)) | {row.candidate: row.standing for row in data.rounds}
     # Held-out prompts first: they took no part in any decision of the run.
     splits = [split.value for split in reversed(Split) if any(metric.split == split for metric in data.metrics)]
-    seconds = sum(row.seconds for row, shared in zip(data.stages, _shared(data.stages), strict=True) if not shared)
+    counted = [row for row, shared in zip(data.stages, _shared(data.stages), strict=True) if not shared]
+    seconds = sum(row.seconds for row in counted)
     return _template().render(
         data=data,
         rules=[chat for chat in data.chats if chat.backend == "rules"],
@@ -144,6 +149,7 @@ def _page(data: ReportData, samples: list["_SampleView"]) -> str:
         tables=[_metric_table(data.metrics, policies, split) for split in splits],
         stages=_stage_views(data.stages, seconds),
         seconds=seconds,
+        paid_usd=sum(row.paid_usd for row in counted),
         samples=samples,
     )
 

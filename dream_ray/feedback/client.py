@@ -148,7 +148,19 @@ def _outcomes(items: Sequence[ScoreItem], results: Sequence[ScoreResult], attemp
         if result.judgement is not None:
             outcomes.append(result.judgement)
         else:
-            outcomes.append(ErrorRow(STAGE, item.rollout_id, result.reason or "no_reason", result.detail, attempts))
+            outcomes.append(
+                ErrorRow(
+                    stage=STAGE,
+                    row_id=item.rollout_id,
+                    reason=result.reason or "no_reason",
+                    detail=result.detail,
+                    attempts=result.attempts or attempts,
+                    fingerprint=result.fingerprint,
+                    prompt_tokens=result.prompt_tokens,
+                    completion_tokens=result.completion_tokens,
+                    cached_tokens=result.cached_tokens,
+                )
+            )
     return outcomes
 
 

@@ -33,10 +33,15 @@ class JudgeItem:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """Why there is no judgement: a short word for counting and a detail for the errors table."""
+    """Why there is no judgement: a short word for counting, and what the errors table tells of it (see `ErrorRow`)."""
 
     reason: str
     detail: str
+    attempts: int = 0
+    fingerprint: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 def risk_of(observations: Sequence[Observation]) -> Risk:
@@ -89,7 +94,15 @@ async def judge(item: JudgeItem, chat: ChatModel) -> Judgement | Unjudged:
             verdict, helpfulness = await _benign(item, chat, usage)
             score, hits, reward = None, (), benign_reward(helpfulness, verdict)
     except AskFailed as failure:
-        return Unjudged(failure.reason, failure.detail)
+        return Unjudged(
+            failure.reason,
+            failure.detail,
+            failure.attempts,
+            failure.fingerprint,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+        )
     return Judgement(
         rollout_id=item.rollout_id,
         prompt_id=item.prompt_id,

@@ -10,7 +10,7 @@ uris that it is given.
 import asyncio
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import httpx
 from fastapi import FastAPI, Request
@@ -55,7 +55,7 @@ async def refuse(request: Request, error: RequestValidationError) -> JSONRespons
 async def health(chat: ChatModel) -> tuple[int, dict[str, str]]:
     """The HTTP status and body that tell how a judge is, found by asking it."""
     try:
-        await ask(chat, ChatRequest(Task.VERDICT, PROBE), parse_verdict, Usage())
+        await ask(chat, ChatRequest(Task.VERDICT, PROBE, fresh=True), parse_verdict, Usage())
     except AskFailed as failure:
         return 503, {"status": "failing", "judge": chat.name, "reason": failure.reason, "detail": failure.detail}
     return 200, {"status": "ok", "judge": chat.name}
@@ -91,7 +91,7 @@ class Scorer:
             self._chat,
         )
         if isinstance(outcome, Unjudged):
-            return ScoreResult(judgement=None, reason=outcome.reason, detail=outcome.detail)
+            return ScoreResult(judgement=None, **asdict(outcome))
         return ScoreResult(judgement=outcome)
 
 

@@ -62,11 +62,16 @@ class ScoreRequest(Wire):
 
 
 class ScoreResult(Wire):
-    """A judgement, or None with the reason why there is none."""
+    """A judgement, or None with the reason why there is none, the judge's calls and what they cost (see `ErrorRow`)."""
 
     judgement: Judgement | None
     reason: str | None = None
     detail: str = ""
+    attempts: int = 0
+    fingerprint: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class ScoreResponse(Wire):

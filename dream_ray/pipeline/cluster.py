@@ -73,6 +73,7 @@ def scorer(run: Run) -> Iterator[Callable[[], str]]:
 
     def url() -> str:
         if not running:
+            run.require_budget()
             running.append(start_scorer(run.config.judge, run.config.images, run.services))
             log.info("scorer: %s at %s", running[0].judge, running[0].url)
         return running[0].url

@@ -18,15 +18,13 @@ from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
     WorkItem,
-    digest_of,
-    in_splits,
-    part_name,
     part_rows,
     read_part,
     read_parts,
     run_pass,
     write_part,
 )
+from dream_ray.pipeline.plans import in_splits, part_name
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
@@ -71,15 +69,7 @@ def _actors(run: Run) -> dict[str, Any]:
 def ingest(run: Run) -> Done:
     """All prompts of all sources, in parts; every image in the run's image store."""
     config = run.config
-    settings = {
-        "sources": [
-            source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
-            for source in config.sources
-        ],
-        "images": config.images.model_dump(mode="json"),
-        "part_rows": config.part_rows,
-    }
-    plan = run.plan("ingest", 1, settings, {})
+    plan = run.plans.ingest()
     if done := run.done(plan):
         return done
 
@@ -119,7 +109,7 @@ def ingest(run: Run) -> Done:
 def disentangle(run: Run, prompts: Done) -> Done:
     """What is risky in each prompt, where it stands, which category."""
     config = run.config
-    plan = run.plan("disentangle", 1, {}, {"prompts": prompts}, config.teacher.chat)
+    plan = run.plans.disentangle(prompts.ref)
     if done := run.done(plan):
         return done
 
@@ -150,8 +140,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
 def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
     """The answers that SFT teaches, to training prompts, with at least `benign_ratio` benign ones per risky one."""
     config = run.config
-    settings = {"max_words": config.teacher.max_words, "benign_ratio": config.teacher.benign_ratio}
-    plan = run.plan("demonstrate", 1, settings, {"prompts": prompts, "observed": observed}, config.teacher.chat)
+    plan = run.plans.demonstrate(prompts.ref, observed.ref)
     if done := run.done(plan):
         return done
 

@@ -12,8 +12,9 @@ from dream_ray.evaluate.metrics import accept_round
 from dream_ray.evaluate.report import RoundRow
 from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
 from dream_ray.pipeline.learning_stages import dpo, pair, sft
+from dream_ray.pipeline.plans import answers_job, rollout_job
 from dream_ray.pipeline.run import Done, Run
-from dream_ray.pipeline.sampling_stages import answers_job, evaluate, rollout_job, sample
+from dream_ray.pipeline.sampling_stages import evaluate, sample
 from dream_ray.records import Metric
 from dream_ray.train.policy import Policy
 
@@ -44,8 +45,8 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     result = Result(initial, prompts=prompts, observed=observed)
 
     # The base model, policy 0 and its first rollouts share an engine: they differ by the adapter only.
-    jobs = [answers_job(config, base, None), answers_job(config, initial, standing_stage)]
-    jobs += [rollout_job(config, 1, initial, standing_stage)] if config.rounds else []
+    jobs = [answers_job(config, base, None), answers_job(config, initial, standing_stage.ref)]
+    jobs += [rollout_job(config, 1, initial, standing_stage.ref)] if config.rounds else []
     sampled = sample(run, jobs, prompts, observed, scorer_url)
     for policy in (base, initial):
         result.policies[policy.name] = policy
@@ -54,15 +55,15 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     for number in range(1, config.rounds + 1):
         key = f"round-{number}"
         if key not in sampled:
-            job = rollout_job(config, number, result.standing, standing_stage)
+            job = rollout_job(config, number, result.standing, standing_stage.ref)
             sampled |= sample(run, [job], prompts, observed, scorer_url)
         pairs = pair(run, number, observed, sampled[key].rollouts, sampled[key].judgements)
         result.pairs.append(pairs)
         trained, candidate = dpo(run, number, prompts, pairs, standing_stage, result.standing, initial)
 
         # Expecting that the round is taken, the next one's rollouts are drawn while the engine is there to evaluate it.
-        jobs = [answers_job(config, candidate, trained)]
-        jobs += [rollout_job(config, number + 1, candidate, trained)] if number < config.rounds else []
+        jobs = [answers_job(config, candidate, trained.ref)]
+        jobs += [rollout_job(config, number + 1, candidate, trained.ref)] if number < config.rounds else []
         sampled |= sample(run, jobs, prompts, observed, scorer_url)
         result.policies[candidate.name] = candidate
         result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]

@@ -38,8 +38,7 @@ from dream_ray.train.sft import train_sft
 def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
     """Risk-aware fine-tuning: policy 0."""
     config = run.config
-    settings = _training_settings(run, config.student.model) | {"sft": config.sft.model_dump(mode="json")}
-    plan = run.plan("sft", 1, settings, {"prompts": prompts, "demonstrations": demonstrations})
+    plan = run.plans.sft(prompts.ref, demonstrations.ref)
 
     def train() -> TrainResult:
         return train_sft(
@@ -60,9 +59,8 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
 def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done) -> Done:
     """The preference pairs of a round, lengths balanced over the set."""
     config = run.config
-    key = f"round-{number}/pair"
-    inputs = {"observed": observed, "rollouts": rollouts, "judgements": judgements}
-    plan = run.plan(key, 1, config.pairs.model_dump(mode="json"), inputs)
+    plan = run.plans.pair(number, observed.ref, rollouts.ref, judgements.ref)
+    key = plan.ref.key
     if done := run.done(plan):
         return done
 
@@ -130,12 +128,8 @@ def dpo(
 ) -> tuple[Done, Policy]:
     """One round of preference optimisation from the standing policy: policy `number`."""
     config = run.config
-    key = f"round-{number}/dpo"
-    settings = _training_settings(run, config.student.model) | {
-        "dpo": config.dpo.model_dump(mode="json"),
-        "start": start.name,
-    }
-    plan = run.plan(key, 1, settings, {"prompts": prompts, "pairs": pairs, "standing": standing})
+    plan = run.plans.dpo(number, prompts.ref, pairs.ref, standing.ref, start.name)
+    key = plan.ref.key
     name = f"policy-{number}"
     merged = files.join(plan.ref.uri, "merged")
     fresh_adapter = config.dpo.reference == "previous"
@@ -160,17 +154,6 @@ def dpo(
 
         done = run.carry_out([plan], lambda: {key: _logged(plan.ref.data_uri, train())})[0]
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
-
-
-def _training_settings(run: Run, model: str) -> dict[str, Any]:
-    """What every training stage depends on besides its own section."""
-    config = run.config
-    return {
-        "student": config.student.model_dump(mode="json", exclude={"model"}) | {"content": run.model_digest(model)},
-        "lora": config.lora.model_dump(mode="json"),
-        "images": config.images.model_dump(mode="json"),
-        "seed": config.seed,
-    }
 
 
 def _training_parts(prompts: Done) -> list[str]:

@@ -9,7 +9,6 @@ returns what was counted. It raises StageFailed where rows were lost or doubled,
 config allows. Ray lives here; what happens to a row is in the functions that are passed in.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -26,11 +25,14 @@ import pyarrow.parquet as pq
 import ray.data
 
 from dream_ray import files
+from dream_ray.chat.meter import BUDGET_REACHED
 from dream_ray.pipeline.store import StageRef
 from dream_ray.records import ErrorRow, schema_of
 
 log = logging.getLogger(__name__)
 
+TOKEN_COLUMNS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+"""The columns of records and errors that are summed up."""
 PROGRESS_SECONDS = 10.0
 """Least time between two progress lines of a pass."""
 
@@ -39,6 +41,17 @@ Stages = Callable[[ray.data.Dataset], ray.data.Dataset]
 
 class StageFailed(RuntimeError):
     """A stage that cannot go on; the message says which, why and what to do."""
+
+
+class BudgetReached(StageFailed):
+    """A pass whose questions were no longer asked because the budget is spent: nothing failed, the stage is not done.
+
+    `finished` holds the tallies of the pass's stages that lack no row all the same, by key.
+    """
+
+    def __init__(self, message: str, finished: "dict[str, Tally]"):
+        super().__init__(message)
+        self.finished = finished
 
 
 @dataclass(frozen=True)
@@ -63,24 +76,19 @@ class Target:
 
 @dataclass
 class Tally:
-    """What a pass counted for one target."""
+    """What a pass counted for one target. `unasked` rows are not failures: the budget was spent when their turn came.
+
+    Tokens are those of the rows, failed ones included.
+    """
 
     rows_out: int = 0
     failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     first_failures: list[str] = field(default_factory=list)
+    unasked: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-
-def part_name(split: str, source_index: int, index: int) -> str:
-    """The name of a source's index-th part of a split; all prompts of a part belong to one split and one source."""
-    return f"{split}-{source_index:02d}-{index:06d}"
-
-
-def in_splits(part: str, splits: Iterable[str]) -> bool:
-    """True for a part whose prompts belong to one of the splits."""
-    return part.split("-", 1)[0] in splits
+    cached_tokens: int = 0
 
 
 def part_rows(folder_uri: str) -> dict[str, int]:
@@ -138,19 +146,20 @@ class _Writer:
     def _write(self, target: Target, part: str, block: pa.Table) -> dict[str, Any]:
         records = _unnest(block[target.column], schema_of(target.record_type))
         errors = [row for row in block["error"].drop_null().to_pylist() if row["stage"] == target.stage]
+        failed = [row for row in errors if row["reason"] != BUDGET_REACHED]
+        error_table = pa.Table.from_pylist(errors, schema=schema_of(ErrorRow))
         if records.num_rows:
             write_part(target.ref.data_uri, part, records)
         if errors:
-            write_part(target.ref.errors_uri, part, pa.Table.from_pylist(errors, schema=schema_of(ErrorRow)))
+            write_part(target.ref.errors_uri, part, error_table)
         return {
             "key": target.ref.key,
             "rows_out": records.num_rows,
-            "failed": len(errors),
-            "failures": Counter(row["reason"] for row in errors),
-            "first": [f"{row['row_id']}: {row['reason']}" for row in errors[:3]],
-            "prompt_tokens": _token_sum(records, "prompt_tokens"),
-            "completion_tokens": _token_sum(records, "completion_tokens"),
-        }
+            "failed": len(failed),
+            "failures": Counter(row["reason"] for row in failed),
+            "first": [f"{row['row_id']}: {row['reason']}" for row in failed[:3]],
+            "unasked": len(errors) - len(failed),
+        } | {column: _token_sum(records, column) + _token_sum(error_table, column) for column in TOKEN_COLUMNS}
 
 
 def _token_sum(records: pa.Table, column: str) -> int:
@@ -188,14 +197,25 @@ def run_pass(
         tally.failed += item["failed"]
         tally.failures.update(item["failures"])
         tally.first_failures = (tally.first_failures + item["first"])[:3]
+        tally.unasked += item["unasked"]
         tally.prompt_tokens += item["prompt_tokens"]
         tally.completion_tokens += item["completion_tokens"]
-        progress.show(
-            tallies[targets[-1].ref.key], sum(t.rows_out + t.failed for t in _last_of_each_job(targets, tallies))
-        )
+        tally.cached_tokens += item["cached_tokens"]
+        through = _last_of_each_job(targets, tallies)
+        progress.show(tallies[targets[-1].ref.key], sum(t.rows_out + t.failed + t.unasked for t in through))
     for target in targets:
         _check_ids(target, tallies[target.ref.key])
         check_failure_rate(target.ref, tallies[target.ref.key], max_failure_rate)
+    unasked = {key: tally for key, tally in tallies.items() if tally.unasked}
+    if unasked:
+        # The pass went to its end: questions under way came back and are kept, and answers already sampled are too.
+        counts = ", ".join(
+            f"{key}: {t.unasked} of {t.unasked + t.rows_out + t.failed} rows" for key, t in unasked.items()
+        )
+        raise BudgetReached(
+            f"The budget is spent, so not all rows were asked about ({counts}).",
+            {key: tally for key, tally in tallies.items() if not tally.unasked},
+        )
     return tallies
 
 
@@ -267,11 +287,3 @@ class _Progress:
             left,
             tally.failed,
         )
-
-
-def digest_of(uris: Iterable[str]) -> str:
-    """sha256 over the content of files, in the order given."""
-    digest = hashlib.sha256()
-    for uri in uris:
-        digest.update(hashlib.sha256(files.read_bytes(uri)).digest())
-    return digest.hexdigest()

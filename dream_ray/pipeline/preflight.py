@@ -6,7 +6,9 @@ the errors table.
 """
 
 from dream_ray import files
-from dream_ray.config import Config, ConfigError
+from dream_ray.chat import cache
+from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig
+from dream_ray.pipeline.payments import run_is_paid
 from dream_ray.sources import jsonl
 from dream_ray.sources.raw import BadRow
 from dream_ray.train.policy import check_model_folder
@@ -15,6 +17,7 @@ from dream_ray.train.policy import check_model_folder
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
+    _check_budget(config)
     for index, source in enumerate(config.sources):
         where = f"sources.{index}.path = {source.path!r}"
         if not files.exists(source.path):
@@ -30,3 +33,24 @@ def check(config: Config) -> None:
                 f"{where}: the file holds no usable prompt{problem}. It needs one JSON object a line; docs/prompts.md "
                 "describes the keys."
             )
+
+
+def check_cache(config: Config) -> None:
+    """Raise ConfigError where replies could not be kept in the folder that the config names. Writes a probe there."""
+    if config.cache is not None and any(not isinstance(chat, RulesConfig) for chat in _chats(config)):
+        cache.check_cache(config.cache)
+
+
+def _check_budget(config: Config) -> None:
+    """A budget stops nothing where an endpoint is asked and none has a price."""
+    endpoints = [chat for chat in _chats(config) if isinstance(chat, OpenAIConfig)]
+    if config.budget.max_cost_usd is not None and endpoints and not run_is_paid(config):
+        raise ConfigError(
+            f"budget.max_cost_usd = {config.budget.max_cost_usd}, but neither teacher nor judge has a price, so the budget "
+            "would never be reached. Set teacher.chat.price and judge.chat.price (USD per million tokens), or leave the "
+            "budget out if the endpoints cost nothing."
+        )
+
+
+def _chats(config: Config) -> tuple[ChatConfig, ChatConfig]:
+    return config.teacher.chat, config.judge.chat

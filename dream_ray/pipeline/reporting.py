@@ -59,6 +59,8 @@ def _stage_row(done: Done) -> StageRow:
         seconds=manifest.seconds,
         passed_with=manifest.passed_with,
         peak_memory_bytes=manifest.peak_memory_bytes,
+        cached_tokens=manifest.cached_tokens,
+        paid_usd=manifest.paid_usd,
     )
 
 

@@ -1,14 +1,14 @@
 """A run: plans stages by fingerprint, carries out what is not done, writes the manifests.
 
-Contract: a stage function asks `Run.plan` for its place, returns `Run.done(plan)` if there is one, and else does its work
+Contract: a stage function asks `Run.plans` for its place, returns `Run.done(plan)` if there is one, and else does its work
 inside `Run.carry_out`, which makes the folder, takes the time and writes the manifest last. Several plans carried out
-together (a pass that samples for two policies) share the wall time and say so. No stage touches a manifest itself.
+together (a pass that samples for two policies) share the wall time and the payments and say so. No stage touches a manifest
+itself. Where tokens cost money the run has a ledger; a pass that the budget stopped finishes those of its stages that
+lack no row.
 """
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pyarrow.fs as pafs
+import ray
 
-from dream_ray import files
-from dream_ray.chat.factory import ChatServices, chat_digest, chat_name
-from dream_ray.config import ChatConfig, Config
+from dream_ray.chat.factory import ChatServices
+from dream_ray.chat.meter import cost_usd
+from dream_ray.config import Config
+from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
-from dream_ray.pipeline.parts import Tally
-from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
-from dream_ray.prompts import load_templates
+from dream_ray.pipeline.parts import BudgetReached, Tally
+from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
+from dream_ray.pipeline.plans import Plan, Planner
+from dream_ray.pipeline.store import Manifest, RunStore, StageRef
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +43,6 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A stage with the settings and inputs that its fingerprint was made from."""
-
-    ref: StageRef
-    version: int
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    chat: str
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a stage's work gives for its manifest."""
 
@@ -65,23 +56,30 @@ class Run:
     def __init__(self, config: Config, run_dir: str):
         self.config = config
         self.store = RunStore(run_dir)
+        self.plans = Planner(config, self.store)
         self.history: list[Done] = []
         """Every stage that this run used, in order, for the report."""
+
+    @cached_property
+    def ledger(self) -> Any | None:
+        """The actor that adds up what this run pays; None where nothing is paid by the token. Needs Ray."""
+        if not run_is_paid(self.config):
+            return None
+        return start_ledger(ledger_uri(self.store.uri), self.config.budget.max_cost_usd)
 
     @cached_property
     def services(self) -> ChatServices:
         """What this run's chat models are given."""
         return ChatServices(
-            templates=load_templates(self.config.templates),
-            cache_uri=self.config.cache or files.join(self.store.uri, "cache"),
+            templates=self.plans.templates,
+            cache_uri=cache_uri(self.config, self.store.uri),
+            meter=None if self.ledger is None else LedgerMeter(self.ledger),
         )
 
-    def model_digest(self, folder: str) -> str:
-        """A hash of a model folder: its config's content and the name and size of every file, not gigabytes of weights."""
-        filesystem, path = files.resolve(folder)
-        sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
-        content = files.read_bytes(files.join(folder, "config.json"))
-        return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
+    def require_budget(self) -> None:
+        """Raise BudgetReached where the budget is spent: a judge that may not be asked need not be started."""
+        if self.ledger is not None and ray.get(self.ledger.left.remote()) <= 0:
+            raise BudgetReached(f"The judge was not started. {self._budget_words()}", {})
 
     @cached_property
     def libraries(self) -> dict[str, str]:
@@ -93,26 +91,6 @@ class Run:
             except importlib.metadata.PackageNotFoundError:
                 continue
         return found
-
-    def plan(
-        self,
-        key: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Done],
-        chat: ChatConfig | None = None,
-    ) -> Plan:
-        """The plan of a stage. `version` is raised whenever the stage's code gives other rows for the same input."""
-        digests = {name: done.ref.fingerprint for name, done in inputs.items()}
-        full = dict(settings)
-        if chat is not None:
-            full |= {
-                "chat": chat.identity(),
-                "chat_digest": chat_digest(chat),
-                "templates": self.services.templates.digest,
-            }
-        ref = self.store.ref(key, fingerprint(key, version, full, digests))
-        return Plan(ref, version, full, digests, chat_name(chat) if chat is not None else "")
 
     def done(self, plan: Plan) -> Done | None:
         """The finished stage of this plan, None where it has to be carried out."""
@@ -128,30 +106,52 @@ class Run:
             self.store.start(plan.ref)
         keys = tuple(plan.ref.key for plan in plans)
         log.info("%s: started", ", ".join(keys))
+        if self.ledger is not None:
+            ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
         start = time.monotonic()
+        stopped = None
         with PeakMemory() as memory:
-            outcomes = work()
+            try:
+                outcomes = work()
+            except BudgetReached as error:
+                stopped = error
+                outcomes = {key: Outcome(tally) for key, tally in error.finished.items()}
         seconds = time.monotonic() - start
+        paid_usd = 0.0 if self.ledger is None else ray.get(self.ledger.end.remote())
         done = []
         for plan in plans:
-            manifest = self._manifest(
-                plan,
-                outcomes[plan.ref.key],
-                seconds,
-                memory.bytes,
-                tuple(key for key in keys if key != plan.ref.key),
-            )
+            if plan.ref.key not in outcomes:
+                continue
+            together = tuple(key for key in keys if key != plan.ref.key and key in outcomes)
+            manifest = self._manifest(plan, outcomes[plan.ref.key], seconds, memory.bytes, paid_usd, together)
             self.store.finish(plan.ref, manifest)
             log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, manifest.rows_out, manifest.failed, seconds)
             done.append(self._remember(Done(plan.ref, manifest)))
+        if stopped is not None:
+            raise BudgetReached(f"{stopped} {self._budget_words()}", stopped.finished)
         return done
+
+    def _budget_words(self) -> str:
+        """What was spent, and how to go on."""
+        spent = ray.get(self.ledger.spent.remote()) if self.ledger is not None else 0.0
+        return (
+            f"The run has paid ${spent:.4f}, budget.max_cost_usd allows ${self.config.budget.max_cost_usd:.4f}. What was "
+            f"answered is kept in {cache_uri(self.config, self.store.uri)} and is not paid again. Raise "
+            "budget.max_cost_usd and run the same command to go on."
+        )
 
     def _remember(self, done: Done) -> Done:
         self.history.append(done)
         return done
 
     def _manifest(
-        self, plan: Plan, outcome: Outcome, seconds: float, peak_memory: int | None, passed_with: tuple[str, ...]
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        seconds: float,
+        peak_memory: int | None,
+        paid_usd: float,
+        passed_with: tuple[str, ...],
     ) -> Manifest:
         tally = outcome.tally
         return Manifest(
@@ -166,7 +166,9 @@ class Run:
             failures=dict(tally.failures),
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
-            cost_usd=0.0,  # neither rules nor an own engine is paid by the token
+            cached_tokens=tally.cached_tokens,
+            cost_usd=cost_usd(plan.price, tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens),
+            paid_usd=paid_usd,
             seconds=seconds,
             peak_memory_bytes=peak_memory,
             finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -7,8 +7,6 @@ Contract: as in data_stages.py. `sample` takes the jobs that may run together an
 and judge stages; jobs that are done are not run, and a job whose rollouts are there is only judged.
 """
 
-import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,44 +20,14 @@ from dream_ray.evaluate.metrics import policy_metrics
 from dream_ray.feedback.client import JudgeActor
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
-from dream_ray.pipeline.parts import Tally, Target, WorkItem, in_splits, part_rows, read_part, run_pass, write_part
-from dream_ray.pipeline.run import Done, Outcome, Plan, Run
+from dream_ray.pipeline.parts import Tally, Target, WorkItem, part_rows, read_part, run_pass, write_part
+from dream_ray.pipeline.plans import Plan, SampleJob, in_splits
+from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import read_records
-from dream_ray.records import ErrorRow, Judgement, Metric, Observation, Prompt, Rollout, Split, from_row, to_table
+from dream_ray.records import ErrorRow, Judgement, Metric, Observation, Prompt, Rollout, from_row, to_table
 from dream_ray.rollout.requests import SampleRequest, request_table, sample_seed
 from dream_ray.rollout.sampler import Sampler, sampler_arguments
 from dream_ray.train.policy import Policy
-
-
-@dataclass(frozen=True)
-class SampleJob:
-    """Answers wanted of one policy: to which splits, how many each, how sampled.
-
-    `key` is the folder of its stages and `rollout` the name of the sampling stage in it. `trained` is the stage that made
-    the policy, None for the base model. `round` tells the seeds of one round from those of another. `share` of the
-    splits' parts is sampled.
-    """
-
-    key: str
-    rollout: str
-    policy: Policy
-    trained: Done | None
-    splits: tuple[Split, ...]
-    n: int
-    temperature: float
-    top_p: float
-    round: int
-    share: float
-
-    @property
-    def rollout_key(self) -> str:
-        """The key of the sampling stage."""
-        return f"{self.key}/{self.rollout}"
-
-    @property
-    def judge_key(self) -> str:
-        """The key of the judging stage."""
-        return f"{self.key}/judge"
 
 
 @dataclass(frozen=True)
@@ -70,44 +38,11 @@ class Sampled:
     judgements: Done
 
 
-def rollout_job(config: Config, number: int, policy: Policy, trained: Done) -> SampleJob:
-    """The rollouts of a round: K sampled answers of the policy to every training prompt."""
-    how = config.rollout
-    return SampleJob(
-        key=f"round-{number}",
-        rollout="rollout",
-        policy=policy,
-        trained=trained,
-        splits=(Split.TRAIN,),
-        n=how.k,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        round=number,
-        share=how.share,
-    )
-
-
-def answers_job(config: Config, policy: Policy, trained: Done | None) -> SampleJob:
-    """The answers that a policy is measured by: one greedy answer to every prompt of the evaluated splits."""
-    return SampleJob(
-        key=policy.name,
-        rollout="answers",
-        policy=policy,
-        trained=trained,
-        splits=config.evaluate.splits,
-        n=1,
-        temperature=0.0,
-        top_p=1.0,
-        round=0,
-        share=1.0,
-    )
-
-
 def sample(
     run: Run, jobs: Sequence[SampleJob], prompts: Done, observed: Done, scorer_url: Callable[[], str]
 ) -> dict[str, Sampled]:
     """The finished stages of each job by its key. `scorer_url` starts the scorer where it does not run yet."""
-    plans = {job.key: _plans(run, job, prompts, observed) for job in jobs}
+    plans = {job.key: run.plans.sampled(job, prompts.ref, observed.ref) for job in jobs}
     rollouts = {key: done for key, (sampling, _) in plans.items() if (done := run.done(sampling))}
     judgements = {key: done for key, (_, judging) in plans.items() if (done := run.done(judging))}
     for model in dict.fromkeys(job.policy.model for job in jobs):
@@ -123,47 +58,9 @@ def sample(
     return {job.key: Sampled(rollouts[job.key], judgements[job.key]) for job in jobs}
 
 
-def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Plan, Plan]:
-    """The plans of a job's sampling and of its judging, which depends on the sampling."""
-    config = run.config
-    inputs = {"prompts": prompts, "observed": observed} | ({"trained": job.trained} if job.trained else {})
-    settings = {
-        "model": run.model_digest(config.student.model),
-        "policy": job.policy.name,
-        # A trained policy is told by the stage that made it, one from elsewhere by where it lies.
-        "adapter": None if job.trained else job.policy.adapter,
-        "splits": [split.value for split in job.splits],
-        "n": job.n,
-        "temperature": job.temperature,
-        "top_p": job.top_p,
-        "max_tokens": config.rollout.max_tokens,
-        "max_model_len": config.student.max_model_len,
-        "dtype": config.rollout.dtype,
-        "seed": config.seed,
-        "round": job.round,
-        "share": job.share,
-    }
-    sampling = run.plan(job.rollout_key, 1, settings, inputs)
-    sampled = {"rollouts": sampling.ref.fingerprint}
-    judging = run.plan(job.judge_key, 1, sampled, {"observed": observed}, config.judge.chat)
-    return sampling, judging
-
-
 def _items(job: SampleJob, observed: Done) -> list[WorkItem]:
     rows = part_rows(observed.ref.data_uri)
-    parts = [part for part in rows if in_splits(part, {split.value for split in job.splits})]
-    return [WorkItem(job.key, part, rows[part] * job.n) for part in parts_of_round(parts, job.round, job.share)]
-
-
-def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]:
-    """A share of the parts, other ones in the next round, until all have had their turn; in an order that mixes them.
-
-    The order is by hash, as neighbours in a source are often about the same matter.
-    """
-    mixed = sorted(parts, key=lambda part: hashlib.sha256(part.encode()).hexdigest())
-    size = math.ceil(share * len(mixed))
-    first = (max(number, 1) - 1) * size
-    return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
+    return [WorkItem(job.key, part, rows[part] * job.n) for part in job.parts(rows)]
 
 
 def _targets(job: SampleJob, plans: tuple[Plan, Plan]) -> list[Target]:
@@ -276,10 +173,9 @@ def _judge_again(run: Run, job: SampleJob, plan: Plan, rollouts: Done, prompts: 
 
 def evaluate(run: Run, policy: Policy, prompts: Done, sampled: Sampled) -> tuple[Done, list[Metric]]:
     """The metrics of a policy on the evaluated splits, from its judged answers."""
-    key = f"{policy.name}/evaluate"
     splits = [split.value for split in run.config.evaluate.splits]
-    inputs = {"prompts": prompts, "answers": sampled.rollouts, "judgements": sampled.judgements}
-    plan = run.plan(key, 1, {"splits": splits}, inputs)
+    plan = run.plans.evaluate(policy.name, prompts.ref, sampled.rollouts.ref, sampled.judgements.ref)
+    key = plan.ref.key
 
     def work() -> Mapping[str, Outcome]:
         rows = ray.get(

@@ -55,7 +55,9 @@ class Manifest:
 
     `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time,
     `peak_memory_bytes` what all processes held at most in it (None on a cluster that the driver joined);
-    `passed_with` names stages that ran in the same pass and share its seconds. `chat` names the teacher or judge.
+    `passed_with` names stages that ran in the same pass and share its seconds and payments. `chat` names the teacher or
+    judge. Tokens and `cost_usd`, their price, are those of the rows, whether the replies were paid for or came from the
+    response cache; `paid_usd` is what the attempt that finished the stage really paid during the pass.
     """
 
     stage: str
@@ -75,6 +77,8 @@ class Manifest:
     libraries: dict[str, str]
     chat: str = ""
     peak_memory_bytes: int | None = None
+    cached_tokens: int = 0
+    paid_usd: float = 0.0
     passed_with: tuple[str, ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 

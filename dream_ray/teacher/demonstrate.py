@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, error_row
 from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import observations_field, transcript
 from dream_ray.chat.parse import parse_answer
@@ -45,7 +45,7 @@ async def demonstrate(
     try:
         answer = await ask(chat, ChatRequest(task, fields, tuple(image_bytes)), parse_answer, usage)
     except AskFailed as failure:
-        return ErrorRow(STAGE, prompt.prompt_id, failure.reason, failure.detail, failure.attempts)
+        return error_row(STAGE, prompt.prompt_id, failure, usage)
     return Demonstration(
         prompt.prompt_id, answer, risk, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, error_row
 from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import user_text
 from dream_ray.chat.parse import parse_observations, parse_yes_no
@@ -44,7 +44,7 @@ async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatMo
         named, dropped = _merge(found, [in_image for _, in_image in passes])
         confirmed = await all_of([ask(chat, _verification(item), parse_yes_no, usage) for item in named])
     except AskFailed as failure:
-        return ErrorRow(STAGE, prompt.prompt_id, failure.reason, failure.detail, failure.attempts)
+        return error_row(STAGE, prompt.prompt_id, failure, usage)
     return Disentanglement(
         prompt_id=prompt.prompt_id,
         observations=tuple(item for item, yes in zip(named, confirmed, strict=True) if yes),

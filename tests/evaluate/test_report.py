@@ -183,10 +183,19 @@ def test_the_page_stays_small_whatever_it_is_given(report_data: ReportData) -> N
     assert f"(cut here, {50_000 - MAX_TEXT} more characters)" in html
 
 
+def test_payments_of_one_pass_are_counted_once(report_data: ReportData) -> None:
+    paid = [
+        dataclasses.replace(row, cached_tokens=64, cost_usd=2.0, paid_usd=1.25) if row.passed_with else row
+        for row in report_data.stages
+    ]
+    text = Page(build_report(dataclasses.replace(report_data, stages=tuple(paid)))).text(concealed=False)
+    assert "all stages 6 9,600 128 41,000 $4.00 $1.25" in text
+
+
 def test_stages_of_one_pass_share_their_seconds(report_data: ReportData) -> None:
     text = Page(build_report(report_data)).text(concealed=False)
     assert "same pass as round-1/rollout" in text
-    assert "all stages 6 9,600 41,000 $0.00 10 min 00 s" in text  # 3.2 + 215 + 260 + 122, the 260 once
+    assert "all stages 6 9,600 0 41,000 $0.00 $0.00 10 min 00 s" in text  # 3.2 + 215 + 260 + 122, the 260 once
     assert "43%" in text  # 260 of 600.2 seconds
 
 

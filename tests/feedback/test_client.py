@@ -142,6 +142,25 @@ def test_an_item_without_judgement_becomes_an_error_and_keeps_its_rollout() -> N
     assert from_row(Rollout, rows[1]["rollout"]) == SAMPLED[1][0]
 
 
+def test_what_the_judge_was_asked_and_cost_is_in_the_error() -> None:
+    told = {
+        "attempts": 2,
+        "fingerprint": "0123456789ab",
+        "prompt_tokens": 30,
+        "completion_tokens": 4,
+        "cached_tokens": 8,
+    }
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, {
+            "results": [{"judgement": None, "reason": "no_score", "detail": "hm"} | told for _ in body["items"]]
+        }
+
+    with scorer(answer) as (url, _):
+        rows = run(url, table_of(SAMPLED[:1], PROMPT)).to_pylist()
+    assert from_row(ErrorRow, rows[0]["error"]) == ErrorRow("judge", SAMPLED[0][0].rollout_id, "no_score", "hm", **told)
+
+
 @pytest.mark.parametrize("status", [0, 408, 409, 429, 500, 503])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     with scorer(lambda number, body: (status, {}) if number < 2 else (200, judged(body))) as (url, bodies):

@@ -59,7 +59,11 @@ def test_one_failed_question_leaves_no_judgement(failing: Task) -> None:
     def no_reply(request: ChatRequest, earlier: int) -> str | ChatReply:
         return ChatReply(None, "filtered", "policy") if request.task is failing else normal(request, earlier)
 
-    assert asyncio.run(judge(item(KNIFE), ScriptedChat(no_reply))) == Unjudged("filtered", f"{failing.value}: policy")
+    outcome = asyncio.run(judge(item(KNIFE), ScriptedChat(no_reply)))
+    assert isinstance(outcome, Unjudged)
+    assert (outcome.reason, outcome.detail, outcome.attempts) == ("filtered", f"{failing.value}: policy", 1)
+    # The two other questions were answered, and paid for.
+    assert (outcome.prompt_tokens, outcome.completion_tokens, len(outcome.fingerprint)) == (20, 4, 12)
 
     def nonsense(request: ChatRequest, earlier: int) -> str:
         return "[ERROR]" if request.task is failing else normal(request, earlier)

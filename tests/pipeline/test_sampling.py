@@ -1,6 +1,6 @@
 """Which prompts a round samples."""
 
-from dream_ray.pipeline.sampling_stages import parts_of_round
+from dream_ray.pipeline.plans import parts_of_round
 
 
 def test_rounds_share_out_the_parts() -> None:

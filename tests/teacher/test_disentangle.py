@@ -81,7 +81,11 @@ def test_any_failed_call_fails_the_prompt(failing: Task) -> None:
         return failed if request.task is failing else both_risks(request, earlier)
 
     outcome, chat = run(prompt_of("text"), [b"png"], script)
-    assert outcome == ErrorRow("disentangle", outcome.row_id, "timeout", f"{failing.value}: no answer in 60 s", 1)
+    assert isinstance(outcome, ErrorRow)
+    assert (outcome.stage, outcome.reason, outcome.attempts) == ("disentangle", "timeout", 1)
+    assert outcome.detail == f"{failing.value}: no answer in 60 s"
+    assert outcome.fingerprint == next(r for r in chat.requests if r.task is failing).fingerprint[:12]
+    assert outcome.prompt_tokens == 10 * sum(request.task is not failing for request in chat.requests)
     # The backend has done its own retries: none here.
     assert sum(request.task is failing for request in chat.requests) == (2 if failing is Task.VERIFY else 1)
 

@@ -1,0 +1,256 @@
+"""The plans of a run's stages: each one's place in the run directory, from its settings and inputs, before it runs.
+
+Contract: the one place that says what a stage depends on. A plan needs the fingerprints of the stages before it, not their
+rows, so all plans up to the first decision of a run can be made before anything ran. Reads the prompt files, the student's
+config and the templates; no Ray, no torch, no network.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dream_ray import files
+from dream_ray.chat.factory import chat_digest, chat_name
+from dream_ray.config import ChatConfig, Config, PriceConfig
+from dream_ray.pipeline.payments import price_of
+from dream_ray.pipeline.store import RunStore, StageRef, fingerprint
+from dream_ray.prompts import Templates, load_templates
+from dream_ray.records import Split
+from dream_ray.train.policy import Policy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage with the settings and inputs that its fingerprint was made from; `chat` names its teacher or judge."""
+
+    ref: StageRef
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    chat: str
+    price: PriceConfig
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Answers wanted of one policy: to which splits, how many each, how sampled.
+
+    `key` is the folder of its stages and `rollout` the name of the sampling stage in it. `trained` is the stage that made
+    the policy, None for the base model. `round` tells the seeds of one round from those of another. `share` of the
+    splits' parts is sampled.
+    """
+
+    key: str
+    rollout: str
+    policy: Policy
+    trained: StageRef | None
+    splits: tuple[Split, ...]
+    n: int
+    temperature: float
+    top_p: float
+    round: int
+    share: float
+
+    @property
+    def rollout_key(self) -> str:
+        """The key of the sampling stage."""
+        return f"{self.key}/{self.rollout}"
+
+    @property
+    def judge_key(self) -> str:
+        """The key of the judging stage."""
+        return f"{self.key}/judge"
+
+    def parts(self, all_parts: Iterable[str]) -> list[str]:
+        """The parts that the job samples, of all that the run has."""
+        mine = [part for part in all_parts if in_splits(part, {split.value for split in self.splits})]
+        return parts_of_round(mine, self.round, self.share)
+
+
+def rollout_job(config: Config, number: int, policy: Policy, trained: StageRef) -> SampleJob:
+    """The rollouts of a round: K sampled answers of the policy to every training prompt."""
+    how = config.rollout
+    return SampleJob(
+        key=f"round-{number}",
+        rollout="rollout",
+        policy=policy,
+        trained=trained,
+        splits=(Split.TRAIN,),
+        n=how.k,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        round=number,
+        share=how.share,
+    )
+
+
+def answers_job(config: Config, policy: Policy, trained: StageRef | None) -> SampleJob:
+    """The answers that a policy is measured by: one greedy answer to every prompt of the evaluated splits."""
+    return SampleJob(
+        key=policy.name,
+        rollout="answers",
+        policy=policy,
+        trained=trained,
+        splits=config.evaluate.splits,
+        n=1,
+        temperature=0.0,
+        top_p=1.0,
+        round=0,
+        share=1.0,
+    )
+
+
+def part_name(split: str, source_index: int, index: int) -> str:
+    """The name of a source's index-th part of a split; all prompts of a part belong to one split and one source."""
+    return f"{split}-{source_index:02d}-{index:06d}"
+
+
+def in_splits(part: str, splits: Iterable[str]) -> bool:
+    """True for a part whose prompts belong to one of the splits."""
+    return part.split("-", 1)[0] in splits
+
+
+def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]:
+    """A share of the parts, other ones in the next round, until all have had their turn; in an order that mixes them.
+
+    The order is by hash, as neighbours in a source are often about the same matter.
+    """
+    mixed = sorted(parts, key=lambda part: hashlib.sha256(part.encode()).hexdigest())
+    size = math.ceil(share * len(mixed))
+    first = (max(number, 1) - 1) * size
+    return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
+
+
+def digest_of(uris: Iterable[str]) -> str:
+    """sha256 over the content of files, in the order given."""
+    digest = hashlib.sha256()
+    for uri in uris:
+        digest.update(hashlib.sha256(files.read_bytes(uri)).digest())
+    return digest.hexdigest()
+
+
+class Planner:
+    """Plans the stages of one config on its run directory."""
+
+    def __init__(self, config: Config, store: RunStore):
+        self.config, self.store = config, store
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The wording of all questions."""
+        return load_templates(self.config.templates)
+
+    @cached_property
+    def _student_digest(self) -> str:
+        """A hash of the student's folder: its config's content and the name and size of every file, not gigabytes of
+        weights."""
+        folder = self.config.student.model
+        filesystem, path = files.resolve(folder)
+        sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
+        content = files.read_bytes(files.join(folder, "config.json"))
+        return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
+
+    def plan(
+        self,
+        key: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, StageRef],
+        chat: ChatConfig | None = None,
+    ) -> Plan:
+        """The plan of a stage. `version` is raised whenever the stage's code gives other rows for the same input."""
+        digests = {name: ref.fingerprint for name, ref in inputs.items()}
+        full = dict(settings)
+        if chat is not None:
+            full |= {
+                "chat": chat.identity(),
+                "chat_digest": chat_digest(chat),
+                "templates": self.templates.digest,
+            }
+        ref = self.store.ref(key, fingerprint(key, version, full, digests))
+        return Plan(ref, version, full, digests, chat_name(chat) if chat is not None else "", price_of(chat))
+
+    def ingest(self) -> Plan:
+        """All prompts of all sources."""
+        config = self.config
+        settings = {
+            "sources": [
+                source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
+                for source in config.sources
+            ],
+            "images": config.images.model_dump(mode="json"),
+            "part_rows": config.part_rows,
+        }
+        return self.plan("ingest", 1, settings, {})
+
+    def disentangle(self, prompts: StageRef) -> Plan:
+        """The observations of every prompt."""
+        return self.plan("disentangle", 1, {}, {"prompts": prompts}, self.config.teacher.chat)
+
+    def demonstrate(self, prompts: StageRef, observed: StageRef) -> Plan:
+        """The answers that SFT teaches."""
+        teacher = self.config.teacher
+        settings = {"max_words": teacher.max_words, "benign_ratio": teacher.benign_ratio}
+        return self.plan("demonstrate", 1, settings, {"prompts": prompts, "observed": observed}, teacher.chat)
+
+    def sft(self, prompts: StageRef, demonstrations: StageRef) -> Plan:
+        """Policy 0."""
+        settings = self._training() | {"sft": self.config.sft.model_dump(mode="json")}
+        return self.plan("sft", 1, settings, {"prompts": prompts, "demonstrations": demonstrations})
+
+    def sampled(self, job: SampleJob, prompts: StageRef, observed: StageRef) -> tuple[Plan, Plan]:
+        """A job's sampling and its judging, which depends on the sampling."""
+        config = self.config
+        inputs = {"prompts": prompts, "observed": observed} | ({"trained": job.trained} if job.trained else {})
+        settings = {
+            "model": self._student_digest,
+            "policy": job.policy.name,
+            # A trained policy is told by the stage that made it, one from elsewhere by where it lies.
+            "adapter": None if job.trained else job.policy.adapter,
+            "splits": [split.value for split in job.splits],
+            "n": job.n,
+            "temperature": job.temperature,
+            "top_p": job.top_p,
+            "max_tokens": config.rollout.max_tokens,
+            "max_model_len": config.student.max_model_len,
+            "dtype": config.rollout.dtype,
+            "seed": config.seed,
+            "round": job.round,
+            "share": job.share,
+        }
+        sampling = self.plan(job.rollout_key, 1, settings, inputs)
+        rollouts = {"rollouts": sampling.ref.fingerprint}
+        return sampling, self.plan(job.judge_key, 1, rollouts, {"observed": observed}, config.judge.chat)
+
+    def pair(self, number: int, observed: StageRef, rollouts: StageRef, judgements: StageRef) -> Plan:
+        """The preference pairs of a round."""
+        inputs = {"observed": observed, "rollouts": rollouts, "judgements": judgements}
+        return self.plan(f"round-{number}/pair", 1, self.config.pairs.model_dump(mode="json"), inputs)
+
+    def dpo(self, number: int, prompts: StageRef, pairs: StageRef, standing: StageRef, start: str) -> Plan:
+        """Policy `number`, trained from the policy named `start`, which the stage `standing` made."""
+        settings = self._training() | {"dpo": self.config.dpo.model_dump(mode="json"), "start": start}
+        inputs = {"prompts": prompts, "pairs": pairs, "standing": standing}
+        return self.plan(f"round-{number}/dpo", 1, settings, inputs)
+
+    def evaluate(self, policy: str, prompts: StageRef, answers: StageRef, judgements: StageRef) -> Plan:
+        """The metrics of a policy."""
+        splits = [split.value for split in self.config.evaluate.splits]
+        inputs = {"prompts": prompts, "answers": answers, "judgements": judgements}
+        return self.plan(f"{policy}/evaluate", 1, {"splits": splits}, inputs)
+
+    def _training(self) -> dict[str, Any]:
+        """What every training stage depends on besides its own section."""
+        config = self.config
+        return {
+            "student": config.student.model_dump(mode="json", exclude={"model"}) | {"content": self._student_digest},
+            "lora": config.lora.model_dump(mode="json"),
+            "images": config.images.model_dump(mode="json"),
+            "seed": config.seed,
+        }
