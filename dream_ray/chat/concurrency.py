@@ -56,7 +56,7 @@ class AdaptiveLimit:
     @property
     def limit(self) -> int:
         """Calls that may be in flight now."""
-        return max(1, int(self._limit))
+        return max(1, round(self._limit))
 
     def answered(self, started: float, now: float) -> None:
         """A call came back with an answer, or with an error that no load causes."""

@@ -1,10 +1,10 @@
 """A server that speaks the OpenAI chat protocol over real HTTP and misbehaves on command.
 
 Contract: `OpenAIServer` listens on a free loopback port, in a thread, while its `with` block lasts.
-`script(question, earlier)` says how each call ends, `question` being the number that follows "question " in the prompt and
-`earlier` the calls that came for it before. The right answer to a question is `right(question)`, in the form that the call asks for. It counts what it
-delivered whole, as an endpoint bills that. HTTP is written by hand because a framework cannot cut off a reply or reset a
-connection.
+`script(question, earlier)` says how each call ends, `question` being the number after "question " in the prompt and
+`earlier` the calls that came for it before. The right answer is `right(question)`, in the form that the call asks for.
+It counts what it delivered whole, as an endpoint bills that. HTTP is written by hand because a framework cannot cut
+off a reply or reset a connection.
 """
 
 import asyncio
@@ -137,8 +137,8 @@ class OpenAIServer:
         try:
             while await self._one(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass  # the client went away, or the server is to stop
         finally:
             writer.close()
 
@@ -157,20 +157,20 @@ class OpenAIServer:
             fault = Fault.NONE
         if fault is Fault.NO_MAX_TOKENS and "max_tokens" not in body:
             fault = Fault.NONE
-        self.calls.append(Call(question, time.monotonic(), headers, body, fault))
+        call = Call(question, time.monotonic(), headers, body, fault)
+        self.calls.append(call)
         if self.capacity is not None and self._at_once >= self.capacity:
             self.refused += 1
             return await self._write(writer, 429, _error("slow down"), {"Retry-After": self.retry_after})
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            return await self._act(fault, question, headers, body, writer)
+            return await self._act(fault, call, reader, writer)
         finally:
             self._at_once -= 1
 
-    async def _act(
-        self, fault: Fault, question: int, headers: dict[str, str], body: dict[str, Any], writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _act(self, fault: Fault, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        question, headers, body = call.question, call.headers, call.body
         match fault:
             case Fault.RATE_LIMITED:
                 return await self._write(writer, 429, _error("slow down"), {"Retry-After": self.retry_after})
@@ -190,7 +190,8 @@ class OpenAIServer:
                 message = "'max_tokens' is not supported. Use 'max_completion_tokens' instead."
                 return await self._write(writer, 400, _error(message, param="max_tokens"))
             case Fault.HANG:
-                await asyncio.sleep(3600)
+                await reader.read()  # until the client gives up
+                return False
             case Fault.RESET:
                 writer.transport.abort()
                 return False

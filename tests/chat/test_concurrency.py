@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import itertools
 import random
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back() -> None:
     assert history[-1] == 64
     now, history, _ = simulate(limit, 200, capacity=1000, faulty=1.0, start=now)
     assert history[-1] == 1
-    drops = [(before, after) for before, after in zip(history, history[1:], strict=False) if after != before]
+    drops = [(before, after) for before, after in itertools.pairwise(history) if after != before]
     assert all(after >= before // 2 for before, after in drops)
     _, history, _ = simulate(limit, 1000, capacity=1000, start=now)
     assert history[-1] == 64

