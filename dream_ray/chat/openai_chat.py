@@ -91,16 +91,21 @@ class OpenAIChat:
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """The model's answer, or None and the reason; several at once are meant to be asked."""
-        try:
-            messages = await asyncio.to_thread(self._messages, request)
-        except BadImage as error:
-            return ChatReply(None, error.reason, error.detail, attempts=0)
         self._budget.asked()
         try:
             await self._gate.enter()
         except HeldBack as error:
             return ChatReply(None, "held_back", f"{error}; timeout_s is {self._config.timeout_s:g}", attempts=0)
-        return await self._try(request, messages, time.monotonic() + self._config.timeout_s)
+        deadline = time.monotonic() + self._config.timeout_s
+        try:
+            # Not before the slot is there, or the pictures of all that wait would lie in memory.
+            messages = await asyncio.to_thread(self._messages, request)
+        except BaseException as error:
+            self._gate.leave()
+            if isinstance(error, BadImage):
+                return ChatReply(None, error.reason, error.detail, attempts=0)
+            raise
+        return await self._try(request, messages, deadline)
 
     async def _try(self, request: ChatRequest, messages: list[dict[str, Any]], deadline: float) -> ChatReply:
         """Call until there is an answer or no sense in another call. A slot of the gate is held at the start."""
