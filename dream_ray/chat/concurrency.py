@@ -12,13 +12,14 @@ to 1.
 
 import asyncio
 import heapq
+import math
 import time
 from collections import deque
 
 START = 16
 """Calls in flight before anything is known of the endpoint."""
 
-MIN_WINDOW = 8
+MIN_WINDOW = 16
 """Outcomes of the smallest window; a window is about one call per slot."""
 
 TOLERATED = 0.2
@@ -27,7 +28,10 @@ TOLERATED = 0.2
 CLIMB = 0.1
 """Growth per clear window once slow start is over."""
 
-PLATEAU = 8
+MARGIN = 0.05
+"""Share of strained calls that a decrease leaves: an endpoint that is never refused is not used to the full."""
+
+PLATEAU = 4
 """Windows between a decrease and the next climb, so that the endpoint's bound is not run into all the time."""
 
 RECENT = 16
@@ -83,9 +87,10 @@ class AdaptiveLimit:
         self._strained += failed
         if self._count < max(MIN_WINDOW, self._limit):
             return
-        share = self._strained / self._count
+        count, share = self._count, self._strained / self._count
         self._count = self._strained = 0
-        if share > TOLERATED:
+        # One standard deviation more: few outcomes pass the bound by chance.
+        if share > TOLERATED + math.sqrt(TOLERATED * (1 - TOLERATED) / count):
             self._lower(share, now)
         elif self._plateau:
             self._plateau -= 1
@@ -100,7 +105,7 @@ class AdaptiveLimit:
         if not self._in_decrease:
             self._threshold = self._limit / 2
         self._in_decrease = True
-        self._limit = max(1.0, self._limit * max(0.5, 1 - share))
+        self._limit = max(1.0, self._limit * max(0.5, 1 - share + MARGIN))
         self._plateau = PLATEAU if self._limit >= self._threshold else 0
         self._lowered_at = now
 
