@@ -36,7 +36,7 @@ def endpoint(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(student)]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(student)]
     command += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "2048", "--max-num-seqs", "8", "--dtype", "bfloat16"]
     command += ["--limit-mm-per-prompt", '{"image": 1}', "--structured-outputs-config", STRUCTURED]
@@ -61,7 +61,7 @@ def endpoint(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert not alive, alive
 
 
-STRUCTURED = '{"disable_any_whitespace": true}'
+STRUCTURED = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 """Without it a small model may fill its whole reply with the blanks that JSON allows."""
 
 
