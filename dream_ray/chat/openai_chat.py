@@ -91,11 +91,11 @@ class OpenAIChat:
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """The model's answer, or None and the reason; several at once are meant to be asked."""
-        self._budget.asked()
         try:
             await self._gate.enter()
         except HeldBack as error:
             return ChatReply(None, "held_back", f"{error}; timeout_s is {self._config.timeout_s:g}", attempts=0)
+        self._budget.asked()
         deadline = time.monotonic() + self._config.timeout_s
         try:
             # Not before the slot is there, or the pictures of all that wait would lie in memory.

