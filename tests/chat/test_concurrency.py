@@ -1,0 +1,192 @@
+"""The limit and the budget as pure machines, on a clock of the test's own, and the gate in front of real tasks."""
+
+import asyncio
+import heapq
+import itertools
+import random
+
+import pytest
+
+from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget
+
+
+def simulate(
+    limit: AdaptiveLimit,
+    calls: int,
+    capacity: int,
+    faulty: float = 0.0,
+    service_s: float = 1.0,
+    start: float = 0.0,
+    seed: int = 0,
+) -> tuple[float, list[int], int]:
+    """An endless queue in front of an endpoint that serves `capacity` calls at once, refuses the others at once and fails a
+    share of them at random. A refused slot rests, as the gate has it.
+
+    Returns the time at the end, the limit after each outcome and how many calls were refused for lack of room.
+    """
+    dice = random.Random(seed)
+    now, in_flight, refused = start, 0, 0
+    events: list[tuple[float, int, float, bool, bool]] = []
+    history: list[int] = []
+    serving = number = 0
+    while len(history) < calls:
+        while in_flight < limit.limit:
+            room = serving < capacity
+            fine = room and dice.random() >= faulty
+            refused += not room
+            took = service_s * dice.uniform(0.7, 1.3) if fine else 0.01 * service_s
+            serving += room
+            heapq.heappush(events, (now + took, number, now, fine, room))
+            number += 1
+            in_flight += 1
+        now, _, started, fine, room = heapq.heappop(events)
+        if started < 0:  # a slot that has rested
+            in_flight -= 1
+            continue
+        serving -= room
+        history.append(limit.limit)
+        if fine:
+            limit.answered(started, now)
+            in_flight -= 1
+        else:
+            limit.strained(started, now)
+            heapq.heappush(events, (now + limit.service_s, number, -1.0, False, False))
+            number += 1
+    return now, history, refused
+
+
+def test_a_healthy_endpoint_is_used_to_the_maximum() -> None:
+    _, history, _ = simulate(AdaptiveLimit(64), 500, capacity=1000)
+    assert history[0] == START
+    assert history[-1] == 64
+    assert history == sorted(history)
+    assert history.index(64) < 100
+
+
+def test_the_maximum_binds_from_the_start() -> None:
+    _, history, _ = simulate(AdaptiveLimit(3), 100, capacity=1000)
+    assert set(history) == {3}
+
+
+@pytest.mark.parametrize("capacity", [4, 20, 32, 50])
+def test_the_limit_finds_the_endpoints_bound_and_stays_near_it(capacity: int) -> None:
+    calls = 6000
+    seconds, history, refused = simulate(AdaptiveLimit(256), calls, capacity)
+    settled = history[calls // 3 :]
+    assert sum(settled) / len(settled) < 1.3 * capacity + 1
+    assert (calls - refused) / seconds > 0.9 * capacity
+    assert refused < 0.15 * calls
+
+
+def test_errors_that_no_load_causes_do_not_lower_the_limit() -> None:
+    _, history, _ = simulate(AdaptiveLimit(64), 3000, capacity=1000, faulty=0.1)
+    assert sum(history[500:]) / len(history[500:]) > 50
+
+
+def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back() -> None:
+    limit = AdaptiveLimit(64)
+    now, history, _ = simulate(limit, 500, capacity=1000)
+    assert history[-1] == 64
+    now, history, _ = simulate(limit, 200, capacity=1000, faulty=1.0, start=now)
+    assert history[-1] == 1
+    drops = [(before, after) for before, after in itertools.pairwise(history) if after != before]
+    assert all(after >= before // 2 for before, after in drops)
+    _, history, _ = simulate(limit, 1000, capacity=1000, start=now)
+    assert history[-1] == 64
+
+
+def test_one_decrease_a_window_however_many_calls_fail_at_once() -> None:
+    limit = AdaptiveLimit(16)
+    for _ in range(16):
+        limit.strained(started=0.0, now=1.0)
+    assert limit.limit == 8
+    for _ in range(16):  # sent before the decrease
+        limit.strained(started=0.5, now=1.5)
+    assert limit.limit == 8
+
+
+def test_a_pause_holds_all_back_only_where_most_are_refused() -> None:
+    limit = AdaptiveLimit(16)
+    limit.strained(0.0, 1.0, retry_after=5)
+    assert limit.held_until == 6.0
+    limit = AdaptiveLimit(16)
+    for _ in range(5):
+        limit.answered(0.0, 1.0)
+    limit.strained(0.0, 1.0, retry_after=5)
+    assert limit.held_until < 1.0
+    for _ in range(5):
+        limit.strained(0.0, 1.0, retry_after=5)
+    assert limit.held_until == 6.0
+
+
+def test_the_budget_is_a_share_of_the_questions() -> None:
+    budget = RetryBudget(0.5)
+    assert sum(budget.take() for _ in range(100)) == RetryBudget.AT_START * 0.5
+    for _ in range(10):
+        budget.asked()
+    assert [budget.take() for _ in range(6)] == [True] * 5 + [False]
+    for _ in range(10_000):
+        budget.asked()
+    assert sum(budget.take() for _ in range(1000)) == RetryBudget.AT_MOST * 0.5
+    assert not RetryBudget(0.0).take()
+
+
+def test_the_gate_bounds_calls_and_lets_returning_ones_go_first() -> None:
+    async def run() -> list[str]:
+        gate = Gate(AdaptiveLimit(2), 60)
+        order: list[str] = []
+
+        async def one(name: str, again: bool = False) -> None:
+            await gate.enter(again)
+            order.append(name)
+
+        await one("a")
+        await one("b")
+        waiting = [asyncio.create_task(one(name, name == "again")) for name in ("c", "d", "again", "cancelled")]
+        await asyncio.sleep(0)
+        waiting.pop().cancel()
+        await asyncio.sleep(0.01)
+        assert order == ["a", "b"]
+        gate.leave()
+        gate.leave(rest_s=0.05)
+        await asyncio.sleep(0.01)
+        assert order == ["a", "b", "again"]
+        await asyncio.sleep(0.1)
+        assert order == ["a", "b", "again", "c"]
+        gate.leave()
+        await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(run()) == ["a", "b", "again", "c", "d"]
+
+
+def test_a_slot_that_was_given_and_cancelled_at_once_is_not_lost() -> None:
+    async def run() -> None:
+        gate = Gate(AdaptiveLimit(1), 60)
+        await gate.enter()
+        task = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        gate.leave()  # the waiting task has its slot now, but has not run
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(gate.enter(), 1)
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_longer_than_the_longest_hold() -> None:
+    async def run() -> None:
+        limit = AdaptiveLimit(1)
+        gate = Gate(limit, longest_hold_s=5)
+        await gate.enter()
+        waiting = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        now = asyncio.get_running_loop().time()
+        limit.strained(now, now, retry_after=600)
+        gate.leave()
+        for question in (waiting, gate.enter()):
+            with pytest.raises(HeldBack, match="pause"):
+                await question
+
+    asyncio.run(run())
