@@ -2,7 +2,8 @@
 
 Contract: pure functions from a reply's text to what the task asked for. What cannot be read with certainty raises
 `ParseError` with a short reason; there is no default. The last fitting passage counts, because models think aloud first
-and because a reply may quote the text under judgement before its own answer.
+and because a reply may quote the text under judgement before its own answer. The object that a schema wraps around an answer
+(forms.py) is read like the bare answer.
 """
 
 import json
@@ -80,6 +81,20 @@ def _string(item: Any, ours: str, dreams: str, text: str) -> str:
     return value.strip()
 
 
+_WRAPPED = re.compile(r'\{\s*"(?:answer|score)"\s*:[^{}\[\]]*\}(?=\s*(?:```)?\s*$)')
+
+
+def _unwrapped(text: str) -> str:
+    """The bare answer of a reply that ends in an object of that one key, as schemas make models write; else the reply."""
+    if found := _WRAPPED.search(text):
+        try:
+            ((_, value),) = json.loads(found.group()).items()
+        except ValueError:  # not JSON, or more keys than the one
+            return text
+        return str(value)
+    return text
+
+
 _LABEL = r"(?:(?:final\s+)?(?:answer|verdict|score|rating|grade)\W*(?:is\b\W*)?)"
 
 
@@ -90,14 +105,13 @@ def _choice(text: str, words: Mapping[str, T], reason: str) -> T:
     the reply and is set off by punctuation ("Yes, because ..."). A word inside a sentence is no answer: "I cannot say
     yes".
     """
-    lines = [line for line in text.strip().splitlines() if line.strip(" \t*_`'\"")]
+    bare = _unwrapped(text).strip()
+    lines = [line for line in bare.splitlines() if line.strip(" \t*_`'\"")]
     if not lines:
         raise ParseError("reply_empty", text)
     menu = "|".join(words)
     last = re.search(rf"(?:^\W*|{_LABEL}){_LABEL}?\W*({menu})\W*$", lines[-1], re.IGNORECASE)
-    answer = last or re.match(
-        rf"\W*{_LABEL}?({menu})[*_`'\"]*\s*(?:[.,;:!)\u2013\u2014-]|\n|$)", text.lstrip(), re.IGNORECASE
-    )
+    answer = last or re.match(rf"\W*{_LABEL}?({menu})[*_`'\"]*\s*(?:[.,;:!)\u2013\u2014-]|\n|$)", bare, re.IGNORECASE)
     if answer is None:
         raise ParseError(reason, text)
     return words[answer.group(1).lower()]
@@ -131,7 +145,7 @@ def parse_score(text: str) -> float:
     if not text.strip():
         raise ParseError("reply_empty", text)
     # "on a scale of 0 to 10" holds two numbers that are no grade.
-    cleaned = _OF.sub("/", _SCALE.sub(" ", text))
+    cleaned = _OF.sub("/", _SCALE.sub(" ", _unwrapped(text)))
     for pattern in (_OF_TEN, _LABELLED, _PLAIN):
         if numbers := pattern.findall(cleaned):
             score = float(numbers[-1].replace(",", "."))

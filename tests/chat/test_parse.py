@@ -71,6 +71,9 @@ def test_fields_and_parser_agree() -> None:
         ("Yes at first sight, it seems.\n\nNo", False),
         ("The answer is yes.", True),
         ("Final answer: **YES**", True),
+        ('{"answer": "No"}', False),
+        ('Yes, it seems.\n```json\n{"answer":\n"no"}\n```', False),
+        ('{"answer": "No"} at first sight.\n{"answer": "Yes"}', True),
     ],
 )
 def test_yes_no(text: str, expected: bool) -> None:
@@ -79,7 +82,18 @@ def test_yes_no(text: str, expected: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " \n", "Maybe", "I cannot say yes", "No risk is visible here and I know nothing", "Yes or No", "[ERROR 502]"],
+    [
+        "",
+        " \n",
+        "Maybe",
+        "I cannot say yes",
+        "No risk is visible here and I know nothing",
+        "Yes or No",
+        "[ERROR 502]",
+        '{"answer": ""}',
+        '{"answer": null}',
+        '{"answer": "I cannot say yes"}',
+    ],
 )
 def test_unclear_yes_no(text: str) -> None:
     with pytest.raises(ParseError):
@@ -127,6 +141,9 @@ def test_unclear_verdict(text: str) -> None:
         ("First 3, but on reflection 6", 6),
         ("Score: 4. The reply has 3 steps.", 4),
         ("7.", 7),
+        ('{"score": 7}', 7),
+        ('It wrote {"score": 10}. I do not: 3 of its steps are wrong.\n{"score": 2}', 2),
+        ('{"score":\n "7.5"}\n', 7.5),
     ],
 )
 def test_score(text: str, expected: float) -> None:
@@ -149,6 +166,9 @@ def test_score(text: str, expected: float) -> None:
         ("4 out of 5", "no_score"),
         ("HTTP502", "no_score"),
         ("nan", "no_score"),
+        ('{"score": 70}', "score_out_of_range"),
+        ('Score: 7\n{"score": null}', "no_score"),
+        ('{"score": true}', "no_score"),
     ],
 )
 def test_unreadable_score(text: str, reason: str) -> None:
