@@ -1,12 +1,13 @@
 """What can be found wrong before anything is loaded or started.
 
-Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there, a prompt
-file that is not there or holds no prompt. It imports neither Ray nor torch. A single bad row is no error here: it goes to
-the errors table.
+Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there, a template
+that cannot be used, a prompt file that is not there or holds no prompt. It imports neither Ray nor torch. A single bad row
+is no error here: it goes to the errors table.
 """
 
 from dream_ray import files
 from dream_ray.config import Config, ConfigError
+from dream_ray.prompts import TemplateError, load_templates
 from dream_ray.sources import jsonl
 from dream_ray.sources.raw import BadRow
 from dream_ray.train.policy import check_model_folder
@@ -15,6 +16,10 @@ from dream_ray.train.policy import check_model_folder
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
+    try:
+        load_templates(config.templates)
+    except TemplateError as error:
+        raise ConfigError(f"templates = {config.templates!r}: {error}") from None
     for index, source in enumerate(config.sources):
         where = f"sources.{index}.path = {source.path!r}"
         if not files.exists(source.path):

@@ -35,7 +35,7 @@ async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatMo
     text = user_text(prompt.turns)
     if not text and not image_bytes:
         return ErrorRow(STAGE, prompt.prompt_id, "prompt_empty", "neither text nor image", 1)
-    passes = [(ChatRequest(Task.IMAGE_PASS, {}, (image,)), True) for image in image_bytes]
+    passes = [(ChatRequest(Task.IMAGE_PASS, {"text": text}, (image,)), True) for image in image_bytes]
     if text:
         passes.append((ChatRequest(Task.TEXT_PASS, {"text": text}), False))
     usage = Usage()
