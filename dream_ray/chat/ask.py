@@ -2,6 +2,7 @@
 
 Contract: `ask` returns a parsed value or raises `AskFailed` with a reason for the errors table, and adds the tokens of
 every call, failed ones too, to the caller's `Usage`. Transport retries are the backend's business, not repeated here.
+`with_raw` keeps the reply beside what was read from it.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from dream_ray.chat.parse import ParseError
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Unreadable
+from dream_ray.prompts.neutral import neutralised, restored
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -18,6 +20,10 @@ B = TypeVar("B")
 
 TRIES = 2
 """Calls made for one readable reply. More would re-roll hard rows more often than easy ones and bias what is kept."""
+
+
+RAW_CHARS = 4000
+"""How much of a reply a record keeps: all of any that keeps to its form, and a bound on those that think aloud."""
 
 
 class AskFailed(Exception):
@@ -51,12 +57,18 @@ async def ask(chat: ChatModel, request: ChatRequest, parse: Callable[[str], T], 
         usage.cached_tokens += reply.cached_tokens
         if reply.text is None:
             raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempts)
+        text = restored(reply.text)
         try:
-            return parse(reply.text)
+            return parse(text)
         except ParseError as error:
             unreadable = error
-            request = replace(request, unreadable=Unreadable(reply.text, error.reason))
+            request = replace(request, unreadable=Unreadable(neutralised(text), error.reason))
     raise AskFailed(unreadable.reason, f"{request.task.value}: {unreadable.detail}", attempts)
+
+
+def with_raw(parse: Callable[[str], T]) -> Callable[[str], tuple[T, str]]:
+    """The parser, giving its value and the end of the reply that it was read from, where answers stand."""
+    return lambda text: (parse(text), text[-RAW_CHARS:])
 
 
 async def all_of(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -14,6 +14,7 @@ import ray
 import ray.data
 
 from dream_ray import files
+from dream_ray.chat.factory import chat_options
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
@@ -61,10 +62,12 @@ class KeepRoute:
 
 def _actors(run: Run) -> dict[str, Any]:
     """How Ray Data runs the teacher: a pool of actors that each take one part at a time."""
+    teacher = run.config.teacher
     return {
         "batch_format": "pyarrow",
         "batch_size": None,
-        "compute": ray.data.ActorPoolStrategy(size=run.config.teacher.actors),
+        "compute": ray.data.ActorPoolStrategy(size=teacher.actors),
+        **chat_options(teacher.chat, teacher.actors),
     }
 
 
@@ -119,7 +122,7 @@ def ingest(run: Run) -> Done:
 def disentangle(run: Run, prompts: Done) -> Done:
     """What is risky in each prompt, where it stands, which category."""
     config = run.config
-    plan = run.plan("disentangle", 1, {}, {"prompts": prompts}, config.teacher.chat)
+    plan = run.plan("disentangle", 2, {}, {"prompts": prompts}, config.teacher.chat)
     if done := run.done(plan):
         return done
 

@@ -145,7 +145,7 @@ def _plans(run: Run, job: SampleJob, prompts: Done, observed: Done) -> tuple[Pla
     }
     sampling = run.plan(job.rollout_key, 1, settings, inputs)
     sampled = {"rollouts": sampling.ref.fingerprint}
-    judging = run.plan(job.judge_key, 1, sampled, {"observed": observed}, config.judge.chat)
+    judging = run.plan(job.judge_key, 2, sampled, {"observed": observed}, config.judge.chat)
     return sampling, judging
 
 

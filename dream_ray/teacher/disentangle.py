@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, with_raw
 from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import user_text
 from dream_ray.chat.parse import parse_observations, parse_yes_no
@@ -40,19 +40,20 @@ async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatMo
         passes.append((ChatRequest(Task.TEXT_PASS, {"text": text}), False))
     usage = Usage()
     try:
-        found = await all_of([ask(chat, request, parse_observations, usage) for request, _ in passes])
-        named, dropped = _merge(found, [in_image for _, in_image in passes])
-        confirmed = await all_of([ask(chat, _verification(item), parse_yes_no, usage) for item in named])
+        found = await all_of([ask(chat, request, with_raw(parse_observations), usage) for request, _ in passes])
+        named, dropped = _merge([read for read, _ in found], [in_image for _, in_image in passes])
+        confirmed = await all_of([ask(chat, _verification(item), with_raw(parse_yes_no), usage) for item in named])
     except AskFailed as failure:
         return ErrorRow(STAGE, prompt.prompt_id, failure.reason, failure.detail, failure.attempts)
     return Disentanglement(
         prompt_id=prompt.prompt_id,
-        observations=tuple(item for item, yes in zip(named, confirmed, strict=True) if yes),
-        rejected=confirmed.count(False),
+        observations=tuple(item for item, (yes, _) in zip(named, confirmed, strict=True) if yes),
+        rejected=sum(not yes for yes, _ in confirmed),
         dropped=dropped,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        raw=tuple(text for _, text in (*found, *confirmed)),
     )
 
 
