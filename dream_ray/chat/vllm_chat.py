@@ -158,12 +158,13 @@ def reply_of(answer: "RequestOutput | Rejected") -> ChatReply:
     if isinstance(answer, Rejected):
         return ChatReply(None, answer.reason, answer.detail)
     completion = answer.outputs[0]
-    tokens = {
-        "prompt_tokens": len(answer.prompt_token_ids or ()),
-        "completion_tokens": len(completion.token_ids),
-        "cached_tokens": answer.num_cached_tokens or 0,
-    }
-    if completion.finish_reason == "stop":
-        return ChatReply(completion.text, **tokens)
-    reason = "truncated" if completion.finish_reason == "length" else "interrupted"
-    return ChatReply(None, reason, f"after {len(completion.token_ids)} tokens: {completion.finish_reason}", **tokens)
+    whole = completion.finish_reason == "stop"
+    cut = "truncated" if completion.finish_reason == "length" else "interrupted"
+    return ChatReply(
+        text=completion.text if whole else None,
+        reason=None if whole else cut,
+        detail="" if whole else f"after {len(completion.token_ids)} tokens: {completion.finish_reason}",
+        prompt_tokens=len(answer.prompt_token_ids or ()),
+        completion_tokens=len(completion.token_ids),
+        cached_tokens=answer.num_cached_tokens or 0,
+    )
