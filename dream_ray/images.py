@@ -6,7 +6,6 @@ image raises `BadImage` with a reason for the errors table. Pixels come out as R
 
 import hashlib
 import io
-import math
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -43,15 +42,6 @@ def decode(content: bytes, limits: ImageConfig) -> Image.Image:
         if isinstance(error, BadImage):
             raise
         raise BadImage("image_broken", str(error)) from None
-
-
-def within(image: Image.Image, max_pixels: int) -> Image.Image:
-    """The image itself, or scaled down, with its proportions, to at most `max_pixels` (width x height)."""
-    width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    scale = math.sqrt(max_pixels / (width * height))
-    return image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.LANCZOS)
 
 
 def sha256(content: bytes) -> str:

@@ -13,13 +13,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dream_ray.chat.encode import fitting
 from dream_ray.chat.forms import dialogue, form_of
 from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
 from dream_ray.config import ImageConfig, VllmConfig
 from dream_ray.dialogue import rendered
 from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import base_arguments
-from dream_ray.images import BadImage, decode, sha256, within
+from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
 from dream_ray.train.policy import fetch_folder
 
@@ -86,7 +87,12 @@ class VllmChat:
         return reply_of(await asyncio.wrap_future(submitted))
 
     def _pixels(self, request: ChatRequest) -> "tuple[Image, ...]":
-        return tuple(within(decode(content, self._images), self._config.max_pixels) for content in request.images)
+        from PIL.Image import Resampling
+
+        images = [decode(content, self._images) for content in request.images]
+        sizes = [fitting(image.size, self._config.max_pixels) for image in images]
+        # Where the size is the same, this is a copy.
+        return tuple(image.resize(size, Resampling.LANCZOS) for image, size in zip(images, sizes, strict=True))
 
     def _query(self, request: ChatRequest, images: "tuple[Image, ...]") -> Query | Rejected:
         spoken = dialogue(self._templates.render(request.task, request.fields), request)
