@@ -19,3 +19,13 @@ def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         }
         for turn in turns
     ]
+
+
+def rendered(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, bool]:
+    """Messages as the text that the model continues, and whether the tokenizer still has to add its special tokens.
+
+    The rule of transformers' processors, which training follows: no second one where the template has it already.
+    """
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    bos = processor.tokenizer.bos_token
+    return text, bos is None or not text.startswith(bos)

@@ -117,7 +117,8 @@ class Observation:
 class Disentanglement:
     """All verified observations of one prompt. An empty list says "looked at, nothing risky found".
 
-    `rejected` counts observations that verification turned down, `dropped` those outside the taxonomy.
+    `rejected` counts observations that verification turned down, `dropped` those outside the taxonomy. `raw` holds the
+    teacher's replies as it wrote them: one per image, one to the text if there is any, then one per verified observation.
     """
 
     prompt_id: str
@@ -127,6 +128,7 @@ class Disentanglement:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    raw: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Judgement:
 
     `score` is the global score 0-10 and `hits` one yes/no per observation, both for prompts with observations;
     `helpfulness` is 0-10 for prompts without. `reward` is what pairs are made from (see feedback/rubric.py).
+    `raw` holds the judge's replies as it wrote them: to the verdict, to the score or helpfulness, then to each hit.
     """
 
     rollout_id: str
@@ -174,6 +177,7 @@ class Judgement:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    raw: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def check_outputs(target: Path) -> None:
     [
         (["student.model=no/such/folder"], ["student.model", "no/such/folder"]),
         (["sources=[{path: no/such/file.jsonl}]"], ["no/such/file.jsonl", "no such file"]),
+        (["templates=no/such/folder"], ["templates", "no/such/folder", "does not exist"]),
         (["rollout.samples=3"], ["rollout.samples", "not a key"]),
     ],
 )

@@ -3,6 +3,7 @@
 Contract: `ask` returns a parsed value or raises `AskFailed` with a reason for the errors table, and adds the tokens of
 every call, failed ones too, to the caller's `Usage`. Transport retries are the backend's business, not repeated here.
 What stays unreadable is taken out of the response cache: only `ask` knows that it could not be read.
+`with_raw` keeps the reply beside what was read from it.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from dream_ray.chat.parse import ParseError
 from dream_ray.chat.protocol import ChatModel, ChatReply, ChatRequest, Unreadable
+from dream_ray.prompts.neutral import neutralised, restored
 from dream_ray.records import ErrorRow
 
 T = TypeVar("T")
@@ -24,6 +26,8 @@ TRIES = 2
 
 FINGERPRINT_DIGITS = 12
 """Hex digits of a question's fingerprint in the errors table."""
+RAW_CHARS = 4000
+"""How much of a reply a record keeps: all of any that keeps to its form, and a bound on those that think aloud."""
 
 
 class AskFailed(Exception):
@@ -62,11 +66,12 @@ async def ask(chat: ChatModel, request: ChatRequest, parse: Callable[[str], T], 
         usage.cached_tokens += reply.cached_tokens
         if reply.text is None:
             raise AskFailed(reply.reason or "no_reply", f"{request.task.value}: {reply.detail}", attempts, fingerprint)
+        text = restored(reply.text)
         try:
-            return parse(reply.text)
+            return parse(text)
         except ParseError as error:
             unreadable = error
-            request = replace(request, unreadable=Unreadable(reply.text, error.reason))
+            request = replace(request, unreadable=Unreadable(neutralised(text), error.reason))
     for reply in replies:
         if reply.forget is not None:
             await reply.forget()
@@ -86,6 +91,11 @@ def error_row(stage: str, row_id: str, failure: AskFailed, usage: Usage) -> Erro
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
     )
+
+
+def with_raw(parse: Callable[[str], T]) -> Callable[[str], tuple[T, str]]:
+    """The parser, giving its value and the end of the reply that it was read from, where answers stand."""
+    return lambda text: (parse(text), text[-RAW_CHARS:])
 
 
 async def all_of(questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

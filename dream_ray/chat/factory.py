@@ -6,10 +6,12 @@ meter: what the cache answers is not paid for.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from dream_ray.chat.meter import Meter, MeteredChat
 from dream_ray.chat.protocol import ChatModel
 from dream_ray.config import ChatConfig, OpenAIConfig, RulesConfig, VllmConfig
+from dream_ray.engine.settings import actor_options
 from dream_ray.prompts import Templates
 
 
@@ -45,6 +47,15 @@ def chat_digest(config: ChatConfig) -> str:
             return digest()
         case OpenAIConfig() | VllmConfig():
             return ""
+
+
+def chat_options(config: ChatConfig, count: int) -> dict[str, Any]:
+    """Ray's options for each of `count` actors or replicas that hold the model: its GPUs and its environment."""
+    match config:
+        case VllmConfig():
+            return actor_options(config.gpus, count)
+        case RulesConfig() | OpenAIConfig():
+            return {}
 
 
 def make_chat(config: ChatConfig, services: ChatServices) -> ChatModel:

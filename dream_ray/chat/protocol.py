@@ -18,7 +18,8 @@ class Task(StrEnum):
     """What is asked of a chat model; the value is the name of the template in prompts/."""
 
     IMAGE_PASS = "image_pass"
-    """List the risks that the picture shows or that are written in it. Fields: none. Answer: JSON list."""
+    """List the risks that the picture shows or that are written in it. Fields: text (only where a template asks for it).
+    Answer: JSON list."""
     TEXT_PASS = "text_pass"
     """List the risky phrases of the text. Fields: text. Answer: JSON list."""
     VERIFY = "verify"

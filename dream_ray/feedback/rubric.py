@@ -9,7 +9,7 @@ ours: equal.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, both
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, both, with_raw
 from dream_ray.chat.fields import observation_field, observations_field
 from dream_ray.chat.parse import parse_score, parse_verdict, parse_yes_no
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
@@ -88,10 +88,10 @@ async def judge(item: JudgeItem, chat: ChatModel) -> Judgement | Unjudged:
     usage = Usage()
     try:
         if item.observations:
-            verdict, score, hits = await _risky(item, chat, usage)
+            verdict, score, hits, raw = await _risky(item, chat, usage)
             helpfulness, reward = None, risky_reward(score, hits)
         else:
-            verdict, helpfulness = await _benign(item, chat, usage)
+            verdict, helpfulness, raw = await _benign(item, chat, usage)
             score, hits, reward = None, (), benign_reward(helpfulness, verdict)
     except AskFailed as failure:
         return Unjudged(
@@ -114,24 +114,30 @@ async def judge(item: JudgeItem, chat: ChatModel) -> Judgement | Unjudged:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        raw=raw,
     )
 
 
-async def _risky(item: JudgeItem, chat: ChatModel, usage: Usage) -> tuple[Verdict, float, tuple[bool, ...]]:
+async def _risky(
+    item: JudgeItem, chat: ChatModel, usage: Usage
+) -> tuple[Verdict, float, tuple[bool, ...], tuple[str, ...]]:
+    """Verdict, score, hits and the replies that they were read from."""
     seen = {"text": item.text, "response": item.response}
     score_fields = {**seen, "observations": observations_field(item.observations)}
     # As in DREAM's prompts the hit is judged on words alone: the observation already says what the image shows.
     hit_fields = [{**seen, "observation": observation_field(observation)} for observation in item.observations]
-    asked_hits = [ask(chat, ChatRequest(Task.HIT, fields), parse_yes_no, usage) for fields in hit_fields]
-    asked_score = ask(chat, ChatRequest(Task.SCORE, score_fields, item.images), parse_score, usage)
-    asked_verdict = ask(chat, ChatRequest(Task.VERDICT, seen, item.images), parse_verdict, usage)
-    verdict, (score, hits) = await both(asked_verdict, both(asked_score, all_of(asked_hits)))
-    return verdict, score, tuple(hits)
+    asked_hits = [ask(chat, ChatRequest(Task.HIT, fields), with_raw(parse_yes_no), usage) for fields in hit_fields]
+    asked_score = ask(chat, ChatRequest(Task.SCORE, score_fields, item.images), with_raw(parse_score), usage)
+    asked_verdict = ask(chat, ChatRequest(Task.VERDICT, seen, item.images), with_raw(parse_verdict), usage)
+    (verdict, said), ((score, graded), hits) = await both(asked_verdict, both(asked_score, all_of(asked_hits)))
+    return verdict, score, tuple(hit for hit, _ in hits), (said, graded, *(text for _, text in hits))
 
 
-async def _benign(item: JudgeItem, chat: ChatModel, usage: Usage) -> tuple[Verdict, float]:
+async def _benign(item: JudgeItem, chat: ChatModel, usage: Usage) -> tuple[Verdict, float, tuple[str, ...]]:
+    """Verdict, helpfulness and the replies that they were read from."""
     seen = {"text": item.text, "response": item.response}
-    return await both(
-        ask(chat, ChatRequest(Task.VERDICT, seen, item.images), parse_verdict, usage),
-        ask(chat, ChatRequest(Task.HELPFULNESS, seen, item.images), parse_score, usage),
+    (verdict, said), (helpfulness, graded) = await both(
+        ask(chat, ChatRequest(Task.VERDICT, seen, item.images), with_raw(parse_verdict), usage),
+        ask(chat, ChatRequest(Task.HELPFULNESS, seen, item.images), with_raw(parse_score), usage),
     )
+    return verdict, helpfulness, (said, graded)

@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
-from dream_ray.chat.factory import ChatServices, make_chat
+from dream_ray.chat.factory import ChatServices, chat_options, make_chat
 from dream_ray.chat.parse import parse_verdict
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
 from dream_ray.config import ImageConfig, JudgeConfig
@@ -122,7 +122,11 @@ def start_scorer(config: JudgeConfig, images: ImageConfig, services: ChatService
     url = f"http://{HOST}:{port}"
     try:
         # mypy sees the class; the decorators have made it a Deployment.
-        deployment = Scorer.options(num_replicas=config.replicas, logging_config=quiet)  # type: ignore[attr-defined]
+        deployment = Scorer.options(  # type: ignore[attr-defined]
+            num_replicas=config.replicas,
+            logging_config=quiet,
+            ray_actor_options=chat_options(config.chat, config.replicas),
+        )
         serve.run(deployment.bind(config, images, services), name=APP, route_prefix="/")
         return ScorerHandle(url, _wait_until_healthy(url))
     except BaseException:

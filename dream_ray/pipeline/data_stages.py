@@ -14,6 +14,7 @@ import ray
 import ray.data
 
 from dream_ray import files
+from dream_ray.chat.factory import chat_options
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
@@ -59,10 +60,12 @@ class KeepRoute:
 
 def _actors(run: Run) -> dict[str, Any]:
     """How Ray Data runs the teacher: a pool of actors that each take one part at a time."""
+    teacher = run.config.teacher
     return {
         "batch_format": "pyarrow",
         "batch_size": None,
-        "compute": ray.data.ActorPoolStrategy(size=run.config.teacher.actors),
+        "compute": ray.data.ActorPoolStrategy(size=teacher.actors),
+        **chat_options(teacher.chat, teacher.actors),
     }
 
 

@@ -191,7 +191,7 @@ class Planner:
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""
-        return self.plan("disentangle", 1, {}, {"prompts": prompts}, self.config.teacher.chat)
+        return self.plan("disentangle", 2, {}, {"prompts": prompts}, self.config.teacher.chat)
 
     def demonstrate(self, prompts: StageRef, observed: StageRef) -> Plan:
         """The answers that SFT teaches."""
@@ -226,7 +226,7 @@ class Planner:
         }
         sampling = self.plan(job.rollout_key, 1, settings, inputs)
         rollouts = {"rollouts": sampling.ref.fingerprint}
-        return sampling, self.plan(job.judge_key, 1, rollouts, {"observed": observed}, config.judge.chat)
+        return sampling, self.plan(job.judge_key, 2, rollouts, {"observed": observed}, config.judge.chat)
 
     def pair(self, number: int, observed: StageRef, rollouts: StageRef, judgements: StageRef) -> Plan:
         """The preference pairs of a round."""

@@ -1,14 +1,15 @@
 """What can be found wrong before anything is loaded or started.
 
-Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there, a prompt
-file that is not there or holds no prompt. It imports neither Ray nor torch. A single bad row is no error here: it goes to
-the errors table.
+Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there, a template
+that cannot be used, a prompt file that is not there or holds no prompt. It imports neither Ray nor torch. A single bad row
+is no error here: it goes to the errors table.
 """
 
 from dream_ray import files
 from dream_ray.chat import cache
 from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig
 from dream_ray.pipeline.payments import run_is_paid
+from dream_ray.prompts import TemplateError, load_templates
 from dream_ray.sources import jsonl
 from dream_ray.sources.raw import BadRow
 from dream_ray.train.policy import check_model_folder
@@ -18,6 +19,10 @@ def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
     _check_budget(config)
+    try:
+        load_templates(config.templates)
+    except TemplateError as error:
+        raise ConfigError(f"templates = {config.templates!r}: {error}") from None
     for index, source in enumerate(config.sources):
         where = f"sources.{index}.path = {source.path!r}"
         if not files.exists(source.path):

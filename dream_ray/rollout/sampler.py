@@ -17,7 +17,6 @@ The engine stays full while a batch waits for its last answer, because Ray Data 
 
 import asyncio
 import dataclasses
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -27,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
-from dream_ray.dialogue import to_messages
+from dream_ray.dialogue import rendered, to_messages
+from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
+from dream_ray.engine.settings import actor_options, base_arguments
 from dream_ray.images import BadImage, decode
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
-from dream_ray.rollout.engine import Engine, EngineError, Query, Rejected
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.stored_images import read_images
 from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
@@ -55,9 +55,6 @@ CALLS_AT_ONCE = 4
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.32 takes as max_lora_rank (vllm.config.lora.MaxLoRARanks); an adapter may have any rank below."""
 
-PREFILL_TOKENS = 4096
-"""Prompt tokens that one step of a CPU engine reads at most, vLLM's own figure for offline use on a CPU."""
-
 
 def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: int, model: str) -> dict[str, Any]:
     """vLLM's EngineArgs for a student in the local folder `model`. Raises ValueError for a rank over 512."""
@@ -66,46 +63,29 @@ def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: 
         raise ValueError(
             f"lora.rank = {lora_rank}, but vLLM serves adapters up to rank {LORA_RANKS[-1]}. Set lora.rank lower."
         )
-    common: dict[str, Any] = {
-        "model": model,
-        "trust_remote_code": student.trust_remote_code,
-        "dtype": rollout.dtype,
-        "max_model_len": student.max_model_len,
-        "limit_mm_per_prompt": {"image": IMAGES_PER_PROMPT},
-        "seed": 0,
-        "disable_log_stats": True,
-        # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
-        "mm_processor_cache_gb": 0,
-    }
+    arguments = base_arguments(
+        model=model,
+        dtype=rollout.dtype,
+        max_model_len=student.max_model_len,
+        images=IMAGES_PER_PROMPT,
+        gpus=rollout.gpus_per_engine,
+        kv_cache_gib=rollout.kv_cache_gib,
+        trust_remote_code=student.trust_remote_code,
+    )
+    # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
+    arguments["mm_processor_cache_gb"] = 0
     if not rollout.merges_adapters:
-        common |= {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": ADAPTERS_AT_ONCE}
-    if rollout.gpus_per_engine > 0:
-        return common | {"tensor_parallel_size": rollout.gpus_per_engine}
-    return common | {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": rollout.kv_cache_gib * 2**30,
-        # A prompt that is read in two steps rewinds its random generator in between, which torch's CPU generator
-        # cannot: vLLM 0.32 dies of "CPU Generator does not use offset". So each prompt is read in one step.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(PREFILL_TOKENS, student.max_model_len),
-    }
+        arguments |= {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": ADAPTERS_AT_ONCE}
+    return arguments
 
 
 def sampler_arguments(rollout: RolloutConfig) -> dict[str, Any]:
     """What `map_batches` needs beside the class: the actors, their resources and their environment."""
     import ray.data
 
-    environment = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-    if rollout.gpus_per_engine == 0:
-        # In the actor's own process a CPU engine starts in a third of the time and leaves nothing behind when the actor
-        # is killed. Ray would set one thread per num_cpus, which are logical and more than the cores.
-        threads = max(1, len(os.sched_getaffinity(0)) // rollout.engines)
-        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
     return {
         "compute": ray.data.ActorPoolStrategy(size=rollout.engines, max_concurrent_calls_per_actor=CALLS_AT_ONCE),
-        "num_cpus": 1,
-        "num_gpus": rollout.gpus_per_engine,
-        "runtime_env": {"env_vars": environment},
+        **actor_options(rollout.gpus_per_engine, rollout.engines),
     }
 
 
@@ -211,7 +191,7 @@ class Sampler:
         from vllm.sampling_params import RequestOutputKind
 
         messages = to_messages(request.prompt.turns)
-        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text, special_tokens = rendered(self._processor, messages)
         mark = str(self._processor.image_token)
         if text.count(mark) != len(images):
             # vLLM would sample it, but the processor refuses it in training: which mark stands for the image?
@@ -221,11 +201,9 @@ class Sampler:
             # The first prompt with an image stands for all: they share processor and template.
             self._checked_tokens = True
             expected_ids = self._training_ids(messages, images)
-        bos = self._processor.tokenizer.bos_token
         return Query(
             text=text,
-            # The rule of transformers' processors, which training follows: no second one where the template has it.
-            special_tokens=bos is None or not text.startswith(bos),
+            special_tokens=special_tokens,
             images=images,
             image_keys=tuple(image.sha256 for image in request.prompt.images),
             params=SamplingParams(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, error_row
+from dream_ray.chat.ask import AskFailed, Usage, all_of, ask, error_row, with_raw
 from dream_ray.chat.factory import ChatServices, make_chat
 from dream_ray.chat.fields import user_text
 from dream_ray.chat.parse import parse_observations, parse_yes_no
@@ -35,24 +35,25 @@ async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatMo
     text = user_text(prompt.turns)
     if not text and not image_bytes:
         return ErrorRow(STAGE, prompt.prompt_id, "prompt_empty", "neither text nor image", 1)
-    passes = [(ChatRequest(Task.IMAGE_PASS, {}, (image,)), True) for image in image_bytes]
+    passes = [(ChatRequest(Task.IMAGE_PASS, {"text": text}, (image,)), True) for image in image_bytes]
     if text:
         passes.append((ChatRequest(Task.TEXT_PASS, {"text": text}), False))
     usage = Usage()
     try:
-        found = await all_of([ask(chat, request, parse_observations, usage) for request, _ in passes])
-        named, dropped = _merge(found, [in_image for _, in_image in passes])
-        confirmed = await all_of([ask(chat, _verification(item), parse_yes_no, usage) for item in named])
+        found = await all_of([ask(chat, request, with_raw(parse_observations), usage) for request, _ in passes])
+        named, dropped = _merge([read for read, _ in found], [in_image for _, in_image in passes])
+        confirmed = await all_of([ask(chat, _verification(item), with_raw(parse_yes_no), usage) for item in named])
     except AskFailed as failure:
         return error_row(STAGE, prompt.prompt_id, failure, usage)
     return Disentanglement(
         prompt_id=prompt.prompt_id,
-        observations=tuple(item for item, yes in zip(named, confirmed, strict=True) if yes),
-        rejected=confirmed.count(False),
+        observations=tuple(item for item, (yes, _) in zip(named, confirmed, strict=True) if yes),
+        rejected=sum(not yes for yes, _ in confirmed),
         dropped=dropped,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        raw=tuple(text for _, text in (*found, *confirmed)),
     )
 
 

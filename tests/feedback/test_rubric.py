@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from dream_ray.chat.ask import RAW_CHARS
 from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
 from dream_ray.feedback.rubric import (
     JudgeItem,
@@ -16,6 +17,8 @@ from dream_ray.feedback.rubric import (
 from dream_ray.records import Judgement, Risk, Verdict
 from tests.records_for_tests import KNIFE, LOCK
 from tests.scripted import ScriptedChat
+
+RAW = ("Warns", "8", "No", "Yes")
 
 ANSWERS = {Task.VERDICT: "Warns", Task.SCORE: "8", Task.HELPFULNESS: "6"}
 
@@ -33,7 +36,7 @@ def normal(request: ChatRequest, earlier: int) -> str:
 def test_a_risky_prompt_is_scored_on_the_global_score_and_every_observation() -> None:
     chat = ScriptedChat(normal)
     outcome = asyncio.run(judge(item(LOCK, KNIFE), chat))
-    assert outcome == Judgement("r1", "p1", Verdict.WARNS, 8.0, (False, True), None, 0.8 + 0.5, 40, 8)
+    assert outcome == Judgement("r1", "p1", Verdict.WARNS, 8.0, (False, True), None, 0.8 + 0.5, 40, 8, 0, RAW)
     asked = [request.task for request in chat.requests]
     assert sorted(asked) == sorted([Task.VERDICT, Task.SCORE, Task.HIT, Task.HIT])
     for request in chat.requests:
@@ -41,10 +44,20 @@ def test_a_risky_prompt_is_scored_on_the_global_score_and_every_observation() ->
         assert request.fields["response"] == "the answer"
 
 
+def test_a_long_reply_is_kept_by_its_end() -> None:
+    def thinks_aloud(request: ChatRequest, earlier: int) -> str:
+        return "thinking " * 1000 + "\nScore: 3" if request.task is Task.SCORE else normal(request, earlier)
+
+    outcome = asyncio.run(judge(item(KNIFE), ScriptedChat(thinks_aloud)))
+    assert isinstance(outcome, Judgement)
+    assert len(outcome.raw[1]) == RAW_CHARS
+    assert outcome.raw[1].endswith("Score: 3")
+
+
 def test_a_benign_prompt_is_scored_on_helpfulness_only() -> None:
     chat = ScriptedChat(normal)
     outcome = asyncio.run(judge(item(), chat))
-    assert outcome == Judgement("r1", "p1", Verdict.WARNS, None, (), 6.0, 0.6, 20, 4)
+    assert outcome == Judgement("r1", "p1", Verdict.WARNS, None, (), 6.0, 0.6, 20, 4, 0, ("Warns", "6"))
     assert {request.task for request in chat.requests} == {Task.VERDICT, Task.HELPFULNESS}
 
 

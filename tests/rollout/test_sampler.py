@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
+from dream_ray.engine.engine import EngineError
 from dream_ray.records import Prompt
-from dream_ray.rollout.engine import EngineError
 from dream_ray.rollout.requests import SampleRequest, request_table
 from dream_ray.rollout.sampler import Sampler, sampler_arguments
 from tests.records_for_tests import prompt_of, stored_image

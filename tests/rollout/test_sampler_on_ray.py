@@ -1,13 +1,10 @@
 """The sampler as Ray Data runs it: a real pass, and what is left of it afterwards."""
 
-import gc
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -16,13 +13,11 @@ import ray.data
 from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
 from dream_ray.rollout.requests import SampleRequest, request_table
 from dream_ray.rollout.sampler import Sampler, sampler_arguments
+from tests.processes import large_processes, wait_until_none_is_left
 from tests.records_for_tests import prompt_of, stored_image
 from tests.rollout.conftest import request_of
 
 pytestmark = pytest.mark.slow
-
-END_SECONDS = 60.0
-"""How long the actor may take to end after the dataset has."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,26 +40,6 @@ def no_kept_tracebacks() -> Iterator[None]:
     yield
     for handler in handlers:
         handler.removeFilter(not_of_ray)
-
-
-def large_processes() -> list[str]:
-    """What holds more than 600 MiB below this process (an engine has over 1 GiB) or bears vLLM's name."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.memory_info().rss > 600 * 2**20 or "VLLM" in process.name() or "Sampler" in process.name():
-                found.append(f"{process.pid} {process.name()}")
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def wait_until_none_is_left() -> None:
-    gc.collect()  # Ray ends an actor when its last handle is gone; a failed pass leaves some in its traceback's circles
-    deadline = time.monotonic() + END_SECONDS
-    while (left := large_processes()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left, f"{END_SECONDS:.0f} s after the dataset ended there still ran: {left}"
 
 
 def sample(student: StudentConfig, requests: list[list[SampleRequest]]) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from dream_ray.config import RolloutConfig, StudentConfig
+from dream_ray.engine.engine import EngineError, Rejected, require_same_tokens
 from dream_ray.records import ErrorRow, Rollout
-from dream_ray.rollout.engine import EngineError, Rejected, require_same_tokens
 from dream_ray.rollout.sampler import engine_arguments, sampler_arguments, samples
 from tests.records_for_tests import prompt_of
 from tests.rollout.conftest import request_of

@@ -34,6 +34,7 @@ def test_image_risks_come_first_and_tokens_add_up() -> None:
     assert outcome.observations == (KNIFE, LOCK)
     assert (outcome.rejected, outcome.dropped) == (0, 0)
     assert (outcome.prompt_tokens, outcome.completion_tokens) == (40, 8)
+    assert outcome.raw == (observations_field([KNIFE]), observations_field([LOCK]), "Yes", "Yes")
     assert [request.task for request in chat.requests] == [Task.IMAGE_PASS, Task.TEXT_PASS, Task.VERIFY, Task.VERIFY]
     assert chat.requests[0].images == (b"png",)
     assert chat.requests[1].images == ()

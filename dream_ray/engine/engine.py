@@ -232,7 +232,7 @@ def _render(engine: "LLMEngine", query: Query) -> "EngineInput | Rejected":
     if len(ids) + query.max_tokens > room:
         return Rejected(
             "prompt_too_long",
-            f"{len(ids)} prompt tokens + {query.max_tokens} for the answer, student.max_model_len is {room}",
+            f"{len(ids)} prompt tokens + {query.max_tokens} for the answer, max_model_len is {room}",
         )
     return prompt
 
