@@ -7,6 +7,7 @@ that a typing error costs seconds.
 import logging
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +45,18 @@ def run(
     Example: dream-ray run configs/local.yaml rounds=1 rollout.k=4 --run-dir runs/try
     """
     raise typer.Exit(run_loop(str(config), overrides or [], run_dir))
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(help="YAML file; its judge section says what is served.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+) -> None:
+    """Serve the scorer, and the judge model if `judge.serve_model` names one, until Ctrl-C.
+
+    Example: dream-ray serve configs/local.yaml judge.port=8000
+    """
+    raise typer.Exit(serve_scorer(str(config), overrides or []))
 
 
 @app.command()
@@ -102,6 +115,35 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
     _print_result(current, result, report, time.monotonic() - start)
+    return OK
+
+
+def serve_scorer(config_path: str, overrides: list[str]) -> int:
+    """`dream-ray serve`: start, say where, wait for Ctrl-C or SIGTERM, take everything down; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    from dream_ray.pipeline import service
+
+    try:
+        config = load_config(config_path, overrides)
+        service.check(config)
+    except ConfigError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return UNUSABLE
+
+    from dream_ray.pipeline.cluster import connected
+    from dream_ray.pipeline.run import Run
+
+    print("Starting; a judge model of one's own takes a minute or more.", flush=True)
+    try:
+        with connected(config), service.service(Run(config, config.run_dir or f"runs/{config.name}")) as running:
+            print(service.describe(running, config.judge.token_env), flush=True)
+            threading.Event().wait()
+    except RuntimeError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
     return OK
 
 

@@ -6,7 +6,7 @@ the errors table.
 """
 
 from dream_ray import files
-from dream_ray.config import Config, ConfigError
+from dream_ray.config import Config, ConfigError, secret
 from dream_ray.sources import jsonl
 from dream_ray.sources.raw import BadRow
 from dream_ray.train.policy import check_model_folder
@@ -15,6 +15,12 @@ from dream_ray.train.policy import check_model_folder
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
+    secret(config.judge.token_env, "judge.token_env")
+    if not config.judge.opens_uris:
+        raise ConfigError(
+            "judge.image_uris is off (unset, it is on for a judge.host of loopback only), but a run names its images to "
+            "the scorer by uri. Set judge.image_uris=true, or listen on 127.0.0.1."
+        )
     for index, source in enumerate(config.sources):
         where = f"sources.{index}.path = {source.path!r}"
         if not files.exists(source.path):
