@@ -1,9 +1,6 @@
-"""The reward function as TRL calls it: through GRPOTrainer's own `_calculate_rewards` (TRL 1.16), and by hand."""
+"""The reward function called as TRL 1.16 calls it; tests/train/test_scorer_as_reward.py has TRL itself call it."""
 
 import asyncio
-import types
-from collections import defaultdict
-from typing import Any
 
 import pytest
 from PIL import Image as Pillow
@@ -65,17 +62,19 @@ def test_an_unjudged_answer_is_none_and_counted() -> None:
 def test_images_of_columns_and_of_messages_reach_the_judge() -> None:
     picture = Pillow.new("RGB", (5, 4), "red")
     message = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "t"}]}]
-    for prompt, columns in [
+    calls = [
         ("t", {"image": [picture]}),
         ("t", {"images": [[picture]]}),
         (message, {}),
         (message, {"images": [[picture]]}),
-    ]:
-        chat = ScriptedChat(benign)
-        with served(chat) as url:
+    ]
+    chat = ScriptedChat(benign)
+    with served(chat) as url:
+        for prompt, columns in calls:
+            chat.requests.clear()
             assert trl_reward(url)([prompt], ["5"], observations=[[]], **columns) == [0.5]
-        assert [len(request.images) for request in chat.requests] == [1, 1]
-        assert chat.requests[0].images[0].startswith(b"\x89PNG")
+            assert [len(request.images) for request in chat.requests] == [1, 1]
+            assert chat.requests[0].images[0].startswith(b"\x89PNG")
     with pytest.raises(TypeError, match="bytes"):
         trl_reward("http://127.0.0.1:9")(["t"], ["5"], images=[[b"png"]])
 
@@ -102,33 +101,3 @@ def test_it_works_where_an_event_loop_runs_already() -> None:
             return reward(["t"], ["5"], observations=[[]])
 
         assert asyncio.run(directly()) == asyncio.run(inside()) == [0.5]
-
-
-@pytest.mark.slow
-def test_trls_trainer_takes_it() -> None:
-    """GRPOTrainer's own method on the state that it reads: what it passes, what it makes of None and of the length."""
-    import torch
-    from accelerate import PartialState
-    from trl import GRPOTrainer
-
-    PartialState(cpu=True)
-    logged: dict[str, list[float]] = defaultdict(list)
-    with served(ScriptedChat(benign)) as url:
-        reward = trl_reward(url)
-        trainer: Any = types.SimpleNamespace(
-            accelerator=types.SimpleNamespace(device="cpu"),
-            reward_funcs=[reward],
-            reward_processing_classes=[None],
-            reward_func_names=["dream_ray"],
-            state=None,
-            environments=None,
-            args=types.SimpleNamespace(report_to=[]),
-            _log_completion_extra=lambda column, values: None,
-            _log_metric=lambda name, value: logged[name].append(value),
-        )
-        inputs = [{"prompt": "t", "observations": []}] * 3
-        rewards = GRPOTrainer._calculate_rewards(trainer, inputs, ["t"] * 3, ["1", "?", "9"], [[1]] * 3)
-    assert rewards.shape == (3, 1)
-    assert rewards[:, 0][[0, 2]].tolist() == pytest.approx([0.1, 0.9])
-    assert torch.isnan(rewards[1, 0])
-    assert logged == {"dream_ray_reward/unjudged": [pytest.approx(1 / 3)]}
