@@ -113,6 +113,8 @@ def scaling(config: JudgeConfig) -> dict[str, Any]:
     return {
         "autoscaling_config": {
             "min_replicas": least,
+            # One at the start all the same: who starts a scorer is told at once whether its judge works.
+            "initial_replicas": max(least, 1),
             "max_replicas": most,
             "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
         }

@@ -71,7 +71,13 @@ def test_a_run_needs_a_scorer_that_opens_its_images(config: Path, monkeypatch: p
 def test_replicas_are_fixed_or_follow_the_load() -> None:
     assert scaling(JudgeConfig(replicas=3)) == {"num_replicas": 3}
     options = scaling(JudgeConfig(replicas=3, autoscale=(0, 5)))["autoscaling_config"]
-    assert options == {"min_replicas": 0, "max_replicas": 5, "target_ongoing_requests": TARGET_ONGOING_REQUESTS}
+    assert options == {
+        "min_replicas": 0,
+        "initial_replicas": 1,
+        "max_replicas": 5,
+        "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
+    }
+    assert scaling(JudgeConfig(autoscale=(2, 5)))["autoscaling_config"]["initial_replicas"] == 2
 
 
 def test_the_message_names_the_token_and_never_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +124,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_serve_scales_from_zero_answers_and_ends(config: Path) -> None:
+def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
     with serving(config, "judge.autoscale=[0, 2]") as said:
         url = re.search(r"scorer:  (http://127\.0\.0\.1:\d+)/v1/score, judge: rules", said).group(1)
         answer = httpx.post(f"{url}/v1/score", json=EXAMPLE_ITEM, timeout=120, trust_env=False)
