@@ -93,7 +93,14 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
         engine_kwargs=engine_arguments(config),
         accelerator_config={"kind": "cpu"} if config.gpus == 0 else {"kind": "gpu"},
         runtime_env={"env_vars": engine_environment(config)},
-        deployment_config={"autoscaling_config": {"min_replicas": least, "max_replicas": most}},
+        # Loaded at the start in any case: the scorer's first question, the health check's, must not wait for that.
+        deployment_config={
+            "autoscaling_config": {
+                "min_replicas": least,
+                "initial_replicas": max(least, 1),
+                "max_replicas": most,
+            }
+        },
         log_engine_metrics=False,
     )
     return build_openai_app({"llm_configs": [llm]})
