@@ -80,10 +80,7 @@ def demo_prompts(folder: Annotated[Path, typer.Argument(help="Where the prompts 
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    for name in ("httpx", "httpcore", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    _prepare_process()
     start = time.monotonic()
     try:
         config = load_config(config_path, overrides)
@@ -120,8 +117,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
 
 def serve_scorer(config_path: str, overrides: list[str]) -> int:
     """`dream-ray serve`: start, say where, wait for Ctrl-C or SIGTERM, take everything down; the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    _prepare_process()
     from dream_ray.pipeline import service
 
     try:
@@ -175,6 +171,14 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     console.print(
         f"report: {files.resolve(report)[1] if files.is_local(report) else report} ({seconds:.0f} s)", soft_wrap=True
     )
+
+
+def _prepare_process() -> None:
+    """Progress on stdout, the libraries' own left out, and SIGTERM as Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    for name in ("httpx", "httpcore", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _as_interrupt)
 
 
 def _as_interrupt(signum: int, frame: object) -> None:

@@ -20,6 +20,8 @@ MODEL_APP = "dream-ray-judge-model"
 """The name of the judge model's Serve application."""
 MODEL_ROUTE = "/judge-model"
 """Where the judge model stands behind the listener."""
+MODEL_ONGOING_REQUESTS = 64
+"""Where engines follow the load: as many as keep each at this many questions, about what one batch of vLLM takes in."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
                 "min_replicas": least,
                 "initial_replicas": max(least, 1),
                 "max_replicas": most,
+                # ray.serve.llm's own is a thousand million, so that it never adds an engine.
+                "target_ongoing_requests": MODEL_ONGOING_REQUESTS,
             }
         },
         log_engine_metrics=False,
