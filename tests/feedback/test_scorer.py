@@ -196,26 +196,27 @@ def test_a_replica_killed_under_load_loses_no_request(scorer: ScorerHandle, kill
         )
         for start in range(0, 640, 64)
     ]
-    failed: list[int] = []
+    answered: list[int] = []
+    busy = asyncio.Event()
 
     async def note(response: httpx.Response) -> None:
-        if response.status_code != 200:
-            failed.append(response.status_code)
+        answered.append(response.status_code)
+        if len(answered) == 4:
+            busy.set()
 
     async def load() -> list[pa.Table]:
         actors = [JudgeActor(scorer.url, CONFIG) for _ in tables]
         for actor in actors:
             actor._client._client.event_hooks["response"].append(note)
-        # Halted first: what they are asked from now on is surely under way when they die.
-        for pid in pids[:killed]:
-            os.kill(pid, signal.SIGSTOP)
         judging = [asyncio.create_task(actor(table)) for actor, table in zip(actors, tables, strict=True)]
-        await asyncio.sleep(2)
+        # From the first answers on every actor has four requests under way, most of them inside a replica.
+        await busy.wait()
         for pid in pids[:killed]:
             os.kill(pid, signal.SIGKILL)
         return list(await asyncio.gather(*judging))
 
     rows = [row for table in asyncio.run(load()) for row in table.to_pylist()]
+    failed = [status for status in answered if status != 200]
     assert failed, "no request was under way on a replica that died, so nothing was proved"
     assert [row["error"] for row in rows if row["error"] is not None] == []
     assert [row["judgement"]["rollout_id"] for row in rows] == [rollout.rollout_id for rollout in rollouts]
