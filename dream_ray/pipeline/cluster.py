@@ -32,7 +32,7 @@ WORKER_ENVIRONMENT = {
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """Ray for the length of a run."""
+    """Ray for the length of a run. Call it from the main thread, whose signal handlers it keeps."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     runtime_env = {"env_vars": WORKER_ENVIRONMENT}
     if "RAY_ADDRESS" in os.environ:
