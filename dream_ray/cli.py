@@ -7,6 +7,7 @@ that a typing error costs seconds.
 import logging
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,18 @@ def plan(
 
 
 @app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(help="YAML file; its judge section says what is served.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+) -> None:
+    """Serve the scorer, and the judge model if `judge.serve_model` names one, until Ctrl-C.
+
+    Example: dream-ray serve configs/local.yaml judge.port=8000
+    """
+    raise typer.Exit(serve_scorer(str(config), overrides or []))
+
+
+@app.command()
 def student(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
     seed: Annotated[int, typer.Option(help="Of the random vision tower.")] = 0,
@@ -124,10 +137,7 @@ def calibrate(
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    for name in ("httpx", "httpcore", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    _prepare_process()
     start = time.monotonic()
     try:
         config = load_config(config_path, overrides)
@@ -160,6 +170,34 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
     _print_result(current, result, report, time.monotonic() - start)
+    return OK
+
+
+def serve_scorer(config_path: str, overrides: list[str]) -> int:
+    """`dream-ray serve`: start, say where, wait for Ctrl-C or SIGTERM, take everything down; the exit code."""
+    _prepare_process()
+    from dream_ray.pipeline import service
+
+    try:
+        config = load_config(config_path, overrides)
+        service.check(config)
+    except ConfigError as error:
+        _complain(error)
+        return UNUSABLE
+
+    from dream_ray.pipeline.cluster import connected
+    from dream_ray.pipeline.run import Run
+
+    print("Starting; a judge model of one's own takes a minute or more.", flush=True)
+    try:
+        with connected(config), service.service(Run(config, _target(config, None))) as running:
+            print(service.describe(running, config.judge.token_env), flush=True)
+            threading.Event().wait()
+    except RuntimeError as error:
+        _complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
     return OK
 
 
@@ -222,6 +260,14 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     console.print(
         f"report: {files.resolve(report)[1] if files.is_local(report) else report} ({seconds:.0f} s)", soft_wrap=True
     )
+
+
+def _prepare_process() -> None:
+    """Progress on stdout, the libraries' own left out, and SIGTERM as Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    for name in ("httpx", "httpcore", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _as_interrupt)
 
 
 def _as_interrupt(signum: int, frame: object) -> None:

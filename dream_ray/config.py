@@ -7,11 +7,12 @@ Unknown keys are refused. Nothing here touches a model, Ray or the network.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dream_ray.records import Split
 
@@ -24,6 +25,16 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, attribute docstrings are the field descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Addresses that no other machine reaches."""
+
+
+def _check_range(least_and_most: tuple[int, int]) -> None:
+    least, most = least_and_most
+    if not 0 <= least <= most or most < 1:
+        raise ValueError(f"autoscale = [{least}, {most}] has to be [least, most] with 0 <= least <= most and most >= 1")
 
 
 class StudentConfig(Section):
@@ -223,15 +234,89 @@ class RolloutConfig(Section):
         return self.adapters == "merge" or (self.adapters == "auto" and self.gpus_per_engine == 0)
 
 
+class ServedModelConfig(Section):
+    """An engine that `dream-ray serve` starts beside the scorer (ray.serve.llm), for `judge.chat` to ask."""
+
+    path: str = Field(min_length=1)
+    """Folder of the model's weights; it is served under the name `judge.chat.model`."""
+    gpus: int = Field(default=1, ge=0)
+    """GPUs of one engine, as tensor parallel ranks; 0 runs vLLM's CPU build."""
+    autoscale: tuple[int, int] = (1, 1)
+    """Least and most engines; how many there are follows the load. A least of 0 lets go of the last one when idle."""
+    max_images: int = Field(default=1, ge=1)
+    """Images in one question."""
+    max_model_len: int = Field(default=8192, ge=64)
+    """Longest prompt + reply in tokens, image tokens included."""
+    dtype: str = "bfloat16"
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings. Only for folders that you have read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_range(self.autoscale)
+        return self
+
+
 class JudgeConfig(Section):
     """AI feedback: the scorer on Ray Serve."""
 
     chat: ChatConfig = RulesConfig()
     replicas: int = Field(default=1, ge=1)
+    autoscale: tuple[int, int] | None = None
+    """Least and most replicas; how many there are follows the load. A least of 0 lets go of the last one when idle.
+    Unset: `replicas`, always."""
     timeout_s: float = Field(default=60, gt=0)
     """Deadline of one scoring request."""
-    attempts: int = Field(default=3, ge=1)
-    """Tries of a scoring request before its rows go to the errors table."""
+    attempts: int = Field(default=6, ge=1)
+    """Tries of a scoring request before its rows go to the errors table. The pauses between six last about 15 s: long
+    enough for Serve to see that a replica or its proxy has died and to start another."""
+    host: str = "127.0.0.1"
+    """The address that the scorer listens on. Another one than loopback needs `token_env`."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """The port that the scorer listens on; 0 takes any that is free."""
+    token_env: str = ""
+    """The environment variable that holds the bearer token that callers have to send; empty: none. It has to be set
+    where the scorer's replicas run and where callers run."""
+    image_uris: bool | None = None
+    """Open the images that requests name by uri, on whatever storage the replicas read. Unset: on loopback only. Where
+    this is off, images come inside the request."""
+    max_body_bytes: int = Field(default=64_000_000, ge=1024)
+    """Largest request body."""
+    serve_model: ServedModelConfig | None = None
+    """A judge model for `dream-ray serve` to start; `chat` is then of the backend `openai`."""
+
+    @property
+    def on_loopback(self) -> bool:
+        """True where only this machine reaches the scorer."""
+        return self.host in LOOPBACK
+
+    @property
+    def opens_uris(self) -> bool:
+        """Whether images named by uri are opened."""
+        return self.on_loopback if self.image_uris is None else self.image_uris
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.autoscale is not None:
+            _check_range(self.autoscale)
+        if not self.on_loopback and not self.token_env:
+            raise ValueError(
+                f"the host {self.host!r} is reached from other machines, and without a token anybody there could spend "
+                "the judge's money; name the environment variable that holds one in judge.token_env, or take 127.0.0.1"
+            )
+        if self.serve_model is not None and self.chat.backend != "openai":
+            raise ValueError(
+                f"judge.serve_model starts a model that the backend {self.chat.backend!r} would never ask; set "
+                "judge.chat to {backend: openai, model: NAME, api_key_env: ''}"
+            )
+        if self.serve_model is not None and not self.on_loopback:
+            raise ValueError(
+                f"judge.serve_model is served without a token, which the host {self.host!r} would open to other "
+                "machines; take 127.0.0.1, or serve the model elsewhere and set judge.chat.base_url"
+            )
+        return self
 
 
 class PairConfig(Section):
@@ -302,6 +387,23 @@ class Config(Section):
     dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+
+def secret(variable: str, setting: str) -> str | None:
+    """The value of the environment variable that a setting names, None where it names none.
+
+    Call it where the value is used, so that it is never pickled into another process. Raises ConfigError where the
+    variable is not set.
+    """
+    if not variable:
+        return None
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ConfigError(
+            f"{setting} names the environment variable {variable!r}, which is not set in this process. Export it before "
+            "Ray starts, on every machine where it is used, or set the setting to '' to do without."
+        )
+    return value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -43,6 +43,16 @@ def test_base_file_lies_underneath(tmp_path: Path) -> None:
         (MINIMAL, ["judge.chat={backend: openai}"], ["judge.chat.model is required"]),
         (MINIMAL, ["judge.chat={backend: magic}"], ["judge.chat", "magic", "vllm"]),
         (MINIMAL, ["sources=[{path: a, size: 3}]"], ["sources.0.size", "format"]),
+        (MINIMAL, ["judge.host=0.0.0.0"], ["0.0.0.0", "judge.token_env"]),
+        (MINIMAL, ["judge.autoscale=[3, 1]"], ["autoscale = [3, 1]"]),
+        (MINIMAL, ["judge.serve_model={path: m}"], ["judge.serve_model", "backend: openai"]),
+        (
+            MINIMAL,
+            [
+                "judge={host: 0.0.0.0, token_env: T, serve_model: {path: m}, chat: {backend: openai, model: m}}",
+            ],
+            ["judge.serve_model", "without a token"],
+        ),
         (MINIMAL, ["rollout.k=many"], ["rollout.k", "'many'"]),
         (MINIMAL, ["rollout"], ["rollout", "key=value"]),
         ("name: a\n", [], ["student", "required"]),

@@ -1,9 +1,10 @@
-"""Asking the scorer from Ray Data: sampled rows in, the same rows with a judgement or an error out.
+"""Asking the scorer: `ScorerClient` from anywhere, `JudgeActor` from Ray Data.
 
-Contract: `JudgeActor` takes and returns pyarrow tables with the columns `prompt` (Prompt), `observations` (list of
-Observation), `rollout` (Rollout or null), `error` (ErrorRow or null), `job` (string), and adds `judgement` (Judgement
-or null). A row that came with an error passes through; one that cannot be judged keeps its rollout and gets an error
-with stage "judge". Only what may pass by itself is retried: no connection, no answer in time, 408, 409, 429, 5xx.
+Contract: `ScorerClient.score` gives one result per item, or raises `RequestFailed` after the tries that the config allows.
+Only what may pass by itself is retried: no connection, no answer in time, 408, 409, 429, 5xx. `JudgeActor` takes and
+returns pyarrow tables with the columns `prompt` (Prompt), `observations` (list of Observation), `rollout` (Rollout or
+null), `error` (ErrorRow or null), `job` (string), and adds `judgement` (Judgement or null). A row that came with an error
+passes through; one that cannot be judged keeps its rollout and gets an error with stage "judge".
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from dream_ray.chat.ask import all_of
 from dream_ray.chat.fields import transcript
-from dream_ray.config import JudgeConfig
+from dream_ray.config import JudgeConfig, secret
 from dream_ray.feedback.wire import ScoreItem, ScoreRequest, ScoreResponse, ScoreResult, explain
 from dream_ray.outcomes import require_same_rows, struct_of
 from dream_ray.records import ErrorRow, Judgement, Observation, Prompt, Rollout, from_row, to_row
@@ -42,22 +43,80 @@ DETAIL_CHARS = 500
 
 @dataclass(frozen=True)
 class Failed:
-    """A request that got no results."""
+    """A try that got no results."""
 
     reason: str
     detail: str
 
 
-class JudgeActor:
-    """Ray Data actor class (batch_format="pyarrow") around one HTTP client; see the module's contract for the
-    columns."""
+class RequestFailed(RuntimeError):
+    """No results after `attempts` tries: a short `reason` and a `detail` for the errors table."""
+
+    def __init__(self, reason: str, detail: str, attempts: int):
+        super().__init__(f"The scorer gave no results after {attempts} tries; the last one ended as {reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.attempts = attempts
+
+
+def authorization(token_env: str) -> dict[str, str]:
+    """The header that carries the token of the variable `token_env`; empty where that is "". Raises ConfigError."""
+    token = secret(token_env, "judge.token_env")
+    return {} if token is None else {"authorization": f"Bearer {token}"}
+
+
+class ScorerClient:
+    """One HTTP client of a scorer, for one event loop. Reads the token, where there is one, from the environment."""
 
     def __init__(self, url: str, config: JudgeConfig):
         self._url = f"{url.rstrip('/')}/v1/score"
         self._config = config
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         # No proxy of the environment may see these texts; the deadline of the whole call is set in _attempt.
-        self._client = httpx.AsyncClient(trust_env=False, timeout=None)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=None, headers=authorization(config.token_env))
+
+    async def score(self, items: Sequence[ScoreItem]) -> tuple[tuple[ScoreResult, ...], int]:
+        """The results of one request, in the order of the items, and the tries that it took. Raises RequestFailed."""
+        body = ScoreRequest(items=tuple(items)).model_dump_json()
+        for attempt in range(1, self._config.attempts + 1):
+            async with self._slots:
+                outcome, retry = await self._attempt(body)
+            if not isinstance(outcome, Failed):
+                return outcome, attempt
+            failed = outcome
+            if not retry or attempt == self._config.attempts:
+                break
+            # Jitter, so that actors that failed together do not come back together.
+            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        raise RequestFailed(failed.reason, failed.detail, attempt)
+
+    async def _attempt(self, body: str) -> tuple[tuple[ScoreResult, ...] | Failed, bool]:
+        """The results, or why there are none, and whether another try may help."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                headers = {"content-type": "application/json"}
+                response = await self._client.post(self._url, content=body, headers=headers)
+        except TimeoutError:
+            return Failed("judge_timeout", f"no answer within {self._config.timeout_s:g} s"), True
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            return Failed("judge_unreachable", repr(error)), True
+        if response.status_code == 200:
+            return ScoreResponse.model_validate_json(response.content).results, False
+        status = response.status_code
+        retry = status in RETRIED_STATUS or status >= 500
+        return Failed(f"judge_http_{status}", response.text[:DETAIL_CHARS]), retry
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._client.aclose()
+
+
+class JudgeActor:
+    """Ray Data actor class (batch_format="pyarrow") around one client; see the module's contract for the columns."""
+
+    def __init__(self, url: str, config: JudgeConfig):
+        self._client = ScorerClient(url, config)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch with `judgement` added. Raises ValueError where a row has neither rollout nor error, or an id
@@ -77,9 +136,8 @@ class JudgeActor:
         """One outcome per sampled row, in order."""
         items = [_item(row) for row in rows]
         sent = [item for item in items if isinstance(item, ScoreItem)]
-        chunks = [sent[start : start + ITEMS_PER_REQUEST] for start in range(0, len(sent), ITEMS_PER_REQUEST)]
         answered = iter(
-            [outcome for chunk in await all_of([self._score(chunk) for chunk in chunks]) for outcome in chunk]
+            [outcome for chunk in await all_of([self._score(chunk) for chunk in chunked(sent)]) for outcome in chunk]
         )
         outcomes = [item if isinstance(item, ErrorRow) else next(answered) for item in items]
         found = [outcome.row_id if isinstance(outcome, ErrorRow) else outcome.rollout_id for outcome in outcomes]
@@ -87,36 +145,17 @@ class JudgeActor:
         return outcomes
 
     async def _score(self, items: Sequence[ScoreItem]) -> list[Judgement | ErrorRow]:
-        """One outcome per item, in order, after as many tries as it takes or the config allows."""
-        body = ScoreRequest(items=tuple(items)).model_dump_json()
-        for attempt in range(1, self._config.attempts + 1):
-            async with self._slots:
-                outcome, retry = await self._attempt(body)
-            if not isinstance(outcome, Failed):
-                return _outcomes(items, outcome, attempt)
-            failed = outcome
-            if not retry or attempt == self._config.attempts:
-                break
-            # Jitter, so that actors that failed together do not come back together.
-            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-        return [ErrorRow(STAGE, item.rollout_id, failed.reason, failed.detail, attempt) for item in items]
-
-    async def _attempt(self, body: str) -> tuple[tuple[ScoreResult, ...] | Failed, bool]:
-        """The results, or why there are none, and whether another try may help."""
+        """One outcome per item, in order."""
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                headers = {"content-type": "application/json"}
-                response = await self._client.post(self._url, content=body, headers=headers)
-        except TimeoutError:
-            return Failed("judge_timeout", f"no answer within {self._config.timeout_s:g} s"), True
-        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            return Failed("judge_unreachable", repr(error)), True
-        if response.status_code == 200:
-            return ScoreResponse.model_validate_json(response.content).results, False
-        status = response.status_code
-        retry = status in RETRIED_STATUS or status >= 500
-        return Failed(f"judge_http_{status}", response.text[:DETAIL_CHARS]), retry
+            results, attempts = await self._client.score(items)
+        except RequestFailed as failed:
+            return [ErrorRow(STAGE, item.rollout_id, failed.reason, failed.detail, failed.attempts) for item in items]
+        return _outcomes(items, results, attempts)
+
+
+def chunked(items: Sequence[ScoreItem]) -> list[Sequence[ScoreItem]]:
+    """Items as requests of a good size."""
+    return [items[start : start + ITEMS_PER_REQUEST] for start in range(0, len(items), ITEMS_PER_REQUEST)]
 
 
 def _item(row: dict[str, Any]) -> ScoreItem | ErrorRow:

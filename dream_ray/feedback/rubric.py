@@ -72,6 +72,12 @@ def benign_reward(helpfulness: float, verdict: Verdict) -> float:
     return 0.0 if is_refusal(verdict) else helpfulness / 10
 
 
+def reward_share(judgement: Judgement) -> float:
+    """The reward as a share of its range, 0 to 1: for trainers that put all prompts' rewards on one scale."""
+    risk = Risk.BENIGN if judgement.score is None else Risk.RISKY
+    return judgement.reward / REWARD_RANGE[risk]
+
+
 def is_safe(verdict: Verdict) -> bool:
     """For answers to risky prompts: True unless the answer complies."""
     return verdict is not Verdict.COMPLIES

@@ -1,98 +1,53 @@
-"""The scorer: the rubric behind HTTP on Ray Serve, with the judge inside its replicas.
+"""The scorer on Ray Serve: api.py in replicas, each with its judge inside.
 
-Contract: POST /v1/score judges up to MAX_ITEMS answers and returns one result per item in order; an item that cannot
-be judged has `judgement: null` and a reason, and does not touch its neighbours. GET /healthz asks the judge a real
-question. A request that breaks the limits gets 422 and a message without the request's texts. `start_scorer` and
-`stop_scorer` own the Serve instance of the cluster; the listener is on loopback, because the scorer opens the image
-uris that it is given.
+Contract: `start_scorer` and `stop_scorer` own the Serve instance of the cluster. The listener is on loopback unless the
+config says otherwise, and then wants a token. A replica that dies takes the requests that it was working on with it: they
+fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts.
 """
 
-import asyncio
+import ipaddress
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from dream_ray.chat.ask import AskFailed, Usage, all_of, ask
 from dream_ray.chat.factory import ChatServices, chat_options, make_chat
-from dream_ray.chat.parse import parse_verdict
-from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
-from dream_ray.config import ImageConfig, JudgeConfig
-from dream_ray.feedback.rubric import JudgeItem, Unjudged, judge
-from dream_ray.feedback.wire import ScoreItem, ScoreRequest, ScoreResponse, ScoreResult, explain
-from dream_ray.images import BadImage
-from dream_ray.stored_images import read_image
+from dream_ray.config import ImageConfig, JudgeConfig, secret
+from dream_ray.feedback.api import make_api
+from dream_ray.feedback.client import authorization
+from dream_ray.feedback.items import ItemJudge
+from dream_ray.feedback.measures import Measures
 
 APP = "dream-ray-scorer"
 """The name of the Serve application."""
-HOST = "127.0.0.1"
-"""Loopback only: whoever reaches the scorer can make it open files."""
 MAX_ONGOING_REQUESTS = 32
 """Requests in a replica at once. Serve's default of 5 would starve a judge that mostly waits for an endpoint; more than
 this queues in the proxy."""
+TARGET_ONGOING_REQUESTS = 4
+"""Where replicas follow the load: as many as keep each at this many requests. One holds up to 64 items and each of
+these asks several questions, so that four fill what a judge bears at once."""
 HEALTHY_WITHIN_S = 120
 """How long a deployed replica may take until its first good answer; it has loaded its judge by then."""
 
-PROBE = {"text": "What is the capital of France?", "response": "The capital of France is Paris."}
-"""The question that /healthz puts to the judge."""
-
-api = FastAPI(title="dream_ray scorer")
-
-
-@api.exception_handler(RequestValidationError)
-async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-    """422 with what is wrong and where; FastAPI's own reply would send the offending text back."""
-    message = f"The request cannot be scored: {explain(error.errors())}. feedback/wire.py has the form and the limits."
-    return JSONResponse({"detail": message}, status_code=422)
-
-
-async def health(chat: ChatModel) -> tuple[int, dict[str, str]]:
-    """The HTTP status and body that tell how a judge is, found by asking it."""
-    try:
-        await ask(chat, ChatRequest(Task.VERDICT, PROBE, fresh=True), parse_verdict, Usage())
-    except AskFailed as failure:
-        return 503, {"status": "failing", "judge": chat.name, "reason": failure.reason, "detail": failure.detail}
-    return 200, {"status": "ok", "judge": chat.name}
-
 
 @serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS)
-@serve.ingress(api)
+@serve.ingress()
 class Scorer:
-    """One replica: a judge and the limits on images."""
+    """One replica: a judge, and the interface in front of it."""
 
     def __init__(self, config: JudgeConfig, images: ImageConfig, services: ChatServices):
-        self._images = images
-        self._chat = make_chat(config.chat, services)
+        self._config = config
+        self._judge = ItemJudge(make_chat(config.chat, services), images, config.opens_uris)
 
-    @api.post("/v1/score")
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Judge all items at once; results in the order of the items."""
-        return ScoreResponse(results=tuple(await all_of([self._one(item) for item in request.items])))
-
-    @api.get("/healthz")
-    async def healthz(self) -> JSONResponse:
-        """200 if the judge answers a trivial question readably, 503 and the reason if not."""
-        status, body = await health(self._chat)
-        return JSONResponse(body, status_code=status)
-
-    async def _one(self, item: ScoreItem) -> ScoreResult:
-        try:
-            images = [await asyncio.to_thread(read_image, uri, self._images) for uri in item.images]
-        except BadImage as error:
-            return ScoreResult(judgement=None, reason=error.reason, detail=error.detail)
-        outcome = await judge(
-            JudgeItem(item.rollout_id, item.prompt_id, item.text, tuple(images), item.observations, item.response),
-            self._chat,
-        )
-        if isinstance(outcome, Unjudged):
-            return ScoreResult(judgement=None, **asdict(outcome))
-        return ScoreResult(judgement=outcome)
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve in the replica, so that the token is read there and travels nowhere."""
+        token = secret(self._config.token_env, "judge.token_env")
+        return make_api(self._judge, token, self._config.max_body_bytes, Measures().record)
 
 
 @dataclass(frozen=True)
@@ -106,46 +61,83 @@ class ScorerHandle:
 def start_scorer(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> ScorerHandle:
     """Deploy the scorer on the Ray that this process is connected to, and wait until its judge answers.
 
-    Raises RuntimeError where Serve already runs there (its listener cannot be moved) or where the judge gives no
-    readable answer in time; Serve's own error passes through where a replica cannot start.
+    Raises ConfigError where the token's variable is not set, RuntimeError where Serve already runs there (its listener
+    cannot be moved) or where the judge gives no readable answer in time; Serve's own error passes through where a
+    replica cannot start.
     """
+    headers = authorization(config.token_env)
+    url = start_listener(config)
+    try:
+        return deploy_scorer(config, images, services, url, headers)
+    except BaseException:
+        stop_scorer()
+        raise
+
+
+def start_listener(config: JudgeConfig) -> str:
+    """Start Serve with a listener as configured, and no application yet; its address as callers here reach it."""
     if serve.status().proxies:
         raise RuntimeError(
             f"Ray Serve already runs on this Ray, with the applications [{', '.join(serve.status().applications)}], "
             "so the scorer cannot have a listener of its own. End the other run, or if it has died call "
             "dream_ray.feedback.scorer.stop_scorer(), which shuts Serve down."
         )
-    port = _free_port()
+    port = config.port or _free_port(config.host)
     # One log line a request would bury the run's own; failures are in the errors table.
-    quiet = LoggingConfig(enable_access_log=False)
-    serve.start(http_options={"host": HOST, "port": port}, logging_config=quiet)
-    url = f"http://{HOST}:{port}"
-    try:
-        # mypy sees the class; the decorators have made it a Deployment.
-        deployment = Scorer.options(  # type: ignore[attr-defined]
-            num_replicas=config.replicas,
-            logging_config=quiet,
-            ray_actor_options=chat_options(config.chat, config.replicas),
-        )
-        serve.run(deployment.bind(config, images, services), name=APP, route_prefix="/")
-        return ScorerHandle(url, _wait_until_healthy(url))
-    except BaseException:
-        stop_scorer()
-        raise
+    serve.start(http_options={"host": config.host, "port": port}, logging_config=_quiet())
+    return f"http://{_reachable(config.host)}:{port}"
+
+
+def deploy_scorer(
+    config: JudgeConfig, images: ImageConfig, services: ChatServices, url: str, headers: dict[str, str]
+) -> ScorerHandle:
+    """Deploy the scorer behind the listener at `url`; see `start_scorer`."""
+    most = config.replicas if config.autoscale is None else config.autoscale[1]
+    # mypy sees the class; the decorators have made it a Deployment.
+    deployment = Scorer.options(  # type: ignore[attr-defined]
+        **scaling(config), logging_config=_quiet(), ray_actor_options=chat_options(config.chat, most)
+    )
+    serve.run(deployment.bind(config, images, services), name=APP, route_prefix="/")
+    return ScorerHandle(url, _wait_until_healthy(url, headers))
 
 
 def stop_scorer() -> None:
-    """Take the scorer down and Serve with it. No error where none runs."""
+    """Take the scorer down and Serve with it, with whatever else runs there. No error where none runs."""
     if APP in serve.status().applications:
         serve.delete(APP)
     serve.shutdown()
 
 
-def _wait_until_healthy(url: str) -> str:
+def scaling(config: JudgeConfig) -> dict[str, Any]:
+    """Serve's options for the number of replicas."""
+    if config.autoscale is None:
+        return {"num_replicas": config.replicas}
+    least, most = config.autoscale
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            # One at the start all the same: who starts a scorer is told at once whether its judge works.
+            "initial_replicas": max(least, 1),
+            "max_replicas": most,
+            "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
+        }
+    }
+
+
+def metrics_urls() -> list[str]:
+    """Where Prometheus finds each node's metrics, the scorer's among them (names in measures.py)."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _wait_until_healthy(url: str, headers: dict[str, str]) -> str:
     """The judge's name, once /healthz says ok."""
     deadline = time.monotonic() + HEALTHY_WITHIN_S
     last = "no answer"
-    with httpx.Client(trust_env=False, timeout=HEALTHY_WITHIN_S) as client:
+    with httpx.Client(trust_env=False, timeout=HEALTHY_WITHIN_S, headers=headers) as client:
         while time.monotonic() < deadline:
             try:
                 response = client.get(f"{url}/healthz")
@@ -162,7 +154,25 @@ def _wait_until_healthy(url: str) -> str:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
+def _quiet() -> LoggingConfig:
+    return LoggingConfig(enable_access_log=False)
+
+
+def _reachable(host: str) -> str:
+    """The address in a url for a host to listen on; one that stands for all of them is reached by the node's own."""
+    if host == "localhost":
+        return host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host  # a name
+    if address.is_unspecified:
+        return str(ray.util.get_node_ip_address())
+    return f"[{host}]" if address.version == 6 else host
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind((host, 0))
         return int(listener.getsockname()[1])

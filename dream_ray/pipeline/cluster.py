@@ -6,6 +6,7 @@ where it is not set; it ends what it started. The scorer starts at its first use
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,8 @@ WORKER_ENVIRONMENT = {
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """Ray for the length of a run."""
+    """Ray for the length of a run. Call it from the main thread, whose signal handlers it keeps."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     runtime_env = {"env_vars": WORKER_ENVIRONMENT}
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
@@ -46,6 +48,9 @@ def connected(config: Config) -> Iterator[None]:
             logging_level=logging.WARNING,
         )
         log.info("ray: started on this machine, with %d logical CPUs", config.cluster.local_num_cpus)
+    # Ray has put a handler of its own in front of ours, which aborts the process three seconds after a SIGTERM, in the
+    # middle of whatever is being taken down.
+    signal.signal(signal.SIGTERM, on_sigterm)
     _quiet_data()
     try:
         yield

@@ -7,7 +7,7 @@ is no error here: it goes to the errors table.
 
 from dream_ray import files
 from dream_ray.chat import cache
-from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig
+from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig, secret
 from dream_ray.pipeline.payments import run_is_paid
 from dream_ray.prompts import TemplateError, load_templates
 from dream_ray.sources import jsonl
@@ -18,6 +18,12 @@ from dream_ray.train.policy import check_model_folder
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
+    secret(config.judge.token_env, "judge.token_env")
+    if not config.judge.opens_uris:
+        raise ConfigError(
+            "judge.image_uris is off (unset, it is on for a judge.host of loopback only), but a run names its images to "
+            "the scorer by uri. Set judge.image_uris=true, or listen on 127.0.0.1."
+        )
     _check_budget(config)
     try:
         load_templates(config.templates)

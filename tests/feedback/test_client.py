@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dream_ray.config import JudgeConfig
+from dream_ray.config import ConfigError, JudgeConfig
 from dream_ray.feedback import client
-from dream_ray.feedback.client import JudgeActor
+from dream_ray.feedback.client import JudgeActor, authorization
 from dream_ray.feedback.wire import MAX_CHARS
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Judgement, Observation, Prompt, Rollout, from_row, to_row
@@ -244,3 +245,14 @@ def test_a_batch_of_errors_asks_nobody() -> None:
     out = run("http://127.0.0.1:9", table_of([(None, error)], PROMPT))
     assert out["judgement"].null_count == 1
     assert out["error"].to_pylist() == [to_row(error)]
+
+
+def test_the_token_is_read_where_it_is_sent_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = JudgeConfig(token_env="SCORER_TOKEN")
+    monkeypatch.delenv("SCORER_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="SCORER_TOKEN"):
+        JudgeActor("http://127.0.0.1:9", config)
+    monkeypatch.setenv("SCORER_TOKEN", "the-value")
+    assert authorization("SCORER_TOKEN") == {"authorization": "Bearer the-value"}
+    assert b"the-value" not in pickle.dumps(config)
+    assert "the-value" not in repr(vars(JudgeActor("http://127.0.0.1:9", config)))

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from dream_ray.chat.protocol import ChatReply
-from dream_ray.feedback.scorer import health
+from dream_ray.feedback.api import health
 from tests.scripted import ScriptedChat
 
 

@@ -1,5 +1,9 @@
-"""The real scorer: Ray, Serve, HTTP and the rules judge, asked directly and from Ray Data."""
+"""The real scorer: Ray, Serve, HTTP and the rules judge, asked directly and from Ray Data, and its replicas killed."""
 
+import asyncio
+import os
+import signal
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -7,10 +11,12 @@ import pyarrow as pa
 import pytest
 import ray
 from ray import serve
+from ray.util.state import list_actors
 
-from dream_ray.config import ImageConfig, JudgeConfig
+from dream_ray.config import ConfigError, ImageConfig, JudgeConfig
 from dream_ray.feedback.client import JudgeActor
-from dream_ray.feedback.scorer import ScorerHandle, start_scorer, stop_scorer
+from dream_ray.feedback.measures import ITEMS, SECONDS
+from dream_ray.feedback.scorer import ScorerHandle, metrics_urls, start_scorer, stop_scorer
 from dream_ray.feedback.wire import MAX_ITEMS
 from dream_ray.records import ErrorRow, Judgement, from_row, to_row
 from tests.feedback.test_client import SCHEMA
@@ -22,18 +28,26 @@ WARNING = (
     "Your request asks me to open a lock that is not yours, which is an illegal activity and could harm the owner. I "
     "won't help with that; if you are locked out of your own home, a licensed locksmith can help."
 )
+COMPLYING = "Sure! First take the lock in your hand, then follow these steps."
+TOKEN_ENV, TOKEN = "DREAM_RAY_TEST_TOKEN", "token-of-the-test"
+AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+CONFIG = JudgeConfig(replicas=2, token_env=TOKEN_ENV)
 SEEN = {"content": LOCK.content, "source": LOCK.source.value, "category": LOCK.category.value}
 
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[ScorerHandle]:
-    ray.init(num_cpus=8, include_dashboard=False)
+    # Workers inherit it from here, as they do from a node's environment.
+    os.environ[TOKEN_ENV] = TOKEN
+    # The state API, which finds the replicas to kill, asks the dashboard.
+    ray.init(address="local", num_cpus=8, include_dashboard=True)
     try:
-        yield start_scorer(JudgeConfig(), ImageConfig(), SERVICES)
+        yield start_scorer(CONFIG, ImageConfig(), SERVICES)
     finally:
         stop_scorer()
         left = serve.status()
         ray.shutdown()
+        del os.environ[TOKEN_ENV]
     assert not left.applications
     assert not left.proxies
 
@@ -45,11 +59,11 @@ def item(rollout_id: str, response: str, **change: object) -> dict[str, object]:
 
 
 def ask(scorer: ScorerHandle, *items: dict[str, object]) -> httpx.Response:
-    return httpx.post(f"{scorer.url}/v1/score", json={"items": items}, timeout=60, trust_env=False)
+    return httpx.post(f"{scorer.url}/v1/score", json={"items": items}, headers=AUTHORIZED, timeout=60, trust_env=False)
 
 
 def test_health_names_the_judge(scorer: ScorerHandle) -> None:
-    response = httpx.get(f"{scorer.url}/healthz", timeout=60, trust_env=False)
+    response = httpx.get(f"{scorer.url}/healthz", headers=AUTHORIZED, timeout=60, trust_env=False)
     assert response.status_code == 200
     assert response.json() == {"status": "ok", "judge": scorer.judge}
     assert "rules" in scorer.judge
@@ -61,7 +75,7 @@ def test_scores_come_in_order_and_a_bad_item_costs_only_itself(scorer: ScorerHan
         scorer,
         item("warns", WARNING, images=[picture]),
         item("gone", WARNING, images=[str(tmp_path / "gone.png")]),
-        item("complies", "Sure! First take the lock in your hand, then follow these steps."),
+        item("complies", COMPLYING),
         item("benign", "Sorry, I can't help with that.", text="What is the capital of France?", observations=[]),
     )
     assert response.status_code == 200
@@ -88,13 +102,13 @@ def test_requests_over_the_limits_are_refused_without_an_echo(scorer: ScorerHand
 
 def test_a_second_scorer_is_refused(scorer: ScorerHandle) -> None:
     with pytest.raises(RuntimeError, match="already runs"):
-        start_scorer(JudgeConfig(), ImageConfig(), SERVICES)
-    assert httpx.get(f"{scorer.url}/healthz", timeout=60, trust_env=False).status_code == 200
+        start_scorer(CONFIG, ImageConfig(), SERVICES)
+    assert httpx.get(f"{scorer.url}/healthz", headers=AUTHORIZED, timeout=60, trust_env=False).status_code == 200
 
 
 def test_rows_are_judged_from_ray_data(scorer: ScorerHandle, tmp_path) -> None:
     prompt = prompt_of("Help me open a lock that is not mine.", stored_image(tmp_path))
-    answers = [WARNING, "Sure! First take the lock in your hand, then follow these steps."] * 10
+    answers = [WARNING, COMPLYING] * 10
     rollouts = [rollout_of(prompt, k, text) for k, text in enumerate(answers)]
     failed = to_row(ErrorRow("rollout", "r", "engine_died", "", 1))
     rows = [
@@ -104,7 +118,7 @@ def test_rows_are_judged_from_ray_data(scorer: ScorerHandle, tmp_path) -> None:
     rows.append({**rows[0], "rollout": None, "error": failed})
     dataset = ray.data.from_arrow(pa.Table.from_pylist(rows, schema=SCHEMA)).map_batches(
         JudgeActor,
-        fn_constructor_args=(scorer.url, JudgeConfig()),
+        fn_constructor_args=(scorer.url, CONFIG),
         batch_format="pyarrow",
         batch_size=8,
         compute=ray.data.ActorPoolStrategy(size=1),
@@ -115,3 +129,97 @@ def test_rows_are_judged_from_ray_data(scorer: ScorerHandle, tmp_path) -> None:
     rewards = {row["rollout"]["k"]: row["judgement"]["reward"] for row in out if row["rollout"] is not None}
     assert rewards.keys() == set(range(20))
     assert min(rewards[k] for k in range(0, 20, 2)) > max(rewards[k] for k in range(1, 20, 2))
+
+
+def test_the_token_is_wanted_and_its_variable_has_to_be_set(scorer: ScorerHandle) -> None:
+    response = httpx.post(f"{scorer.url}/v1/score", json=item("a", WARNING), timeout=60, trust_env=False)
+    assert response.status_code == 401
+    with pytest.raises(ConfigError, match="NO_SUCH_VARIABLE"):
+        start_scorer(JudgeConfig(token_env="NO_SUCH_VARIABLE"), ImageConfig(), SERVICES)
+
+
+def test_the_documentation_is_served(scorer: ScorerHandle) -> None:
+    assert "openapi.json" in httpx.get(f"{scorer.url}/docs", timeout=60, trust_env=False).text
+    page = httpx.get(f"{scorer.url}/openapi.json", timeout=60, trust_env=False).json()
+    assert {"/v1/score", "/openrlhf/reward", "/healthz"} == page["paths"].keys()
+
+
+def counts() -> dict[str, float]:
+    """Items by outcome, over all replicas, and requests, as Ray's Prometheus endpoints tell them now."""
+    found: dict[str, float] = {}
+    for url in metrics_urls():
+        for line in httpx.get(url, timeout=60, trust_env=False).text.splitlines():
+            if line.startswith((f"ray_{ITEMS}{{", f"ray_{SECONDS}_count{{")):
+                labels, value = line.rsplit(" ", 1)
+                key = labels.split('outcome="')[1].split('"')[0] if "outcome=" in labels else "requests"
+                found[key] = found.get(key, 0) + float(value)
+    return found
+
+
+def test_items_and_failures_are_counted_for_prometheus(scorer: ScorerHandle, tmp_path) -> None:
+    def settled() -> dict[str, float]:
+        """The counts once they have not moved for longer than Ray takes to pass them on."""
+        seen, since = counts(), time.monotonic()
+        while time.monotonic() < since + 15:
+            time.sleep(1)
+            if (now := counts()) != seen:
+                seen, since = now, time.monotonic()
+        return seen
+
+    before = settled()
+    items = [item("a", WARNING), item("b", WARNING), item("c", WARNING, images=[str(tmp_path / "gone.png")])]
+    assert ask(scorer, *items).status_code == 200
+    after = settled()
+    rise = {"judged": 2, "image_missing": 1, "requests": 1}
+    assert {key: after.get(key, 0) - before.get(key, 0) for key in rise} == rise
+
+
+def replicas() -> list[int]:
+    """The process ids of the scorer's replicas that are alive."""
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+    return [actor.pid for actor in actors if "Scorer" in actor.class_name and "ServeReplica" in actor.class_name]
+
+
+@pytest.mark.parametrize("killed", [1, 2], ids=["one replica", "every replica"])
+def test_a_replica_killed_under_load_loses_no_request(scorer: ScorerHandle, killed: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(pids := replicas()) < 2:
+        assert time.monotonic() < deadline, "the killed replicas were not replaced"
+        time.sleep(1)
+    prompt = prompt_of("Help me open a lock that is not mine.")
+    rollouts = [rollout_of(prompt, k, (WARNING, COMPLYING)[k % 2]) for k in range(640)]
+    plain = {"prompt": to_row(prompt), "observations": [SEEN], "error": None, "job": "train"}
+    tables = [
+        pa.Table.from_pylist(
+            [{**plain, "rollout": to_row(rollout)} for rollout in rollouts[start : start + 64]], SCHEMA
+        )
+        for start in range(0, 640, 64)
+    ]
+    answered: list[int] = []
+    busy = asyncio.Event()
+
+    async def note(response: httpx.Response) -> None:
+        answered.append(response.status_code)
+        if len(answered) == 4:
+            busy.set()
+
+    async def load() -> list[pa.Table]:
+        actors = [JudgeActor(scorer.url, CONFIG) for _ in tables]
+        for actor in actors:
+            actor._client._client.event_hooks["response"].append(note)
+        judging = [asyncio.create_task(actor(table)) for actor, table in zip(actors, tables, strict=True)]
+        # From the first answers on every actor has four requests under way, most of them inside a replica.
+        await busy.wait()
+        for pid in pids[:killed]:
+            os.kill(pid, signal.SIGKILL)
+        return list(await asyncio.gather(*judging))
+
+    rows = [row for table in asyncio.run(load()) for row in table.to_pylist()]
+    failed = [status for status in answered if status != 200]
+    assert failed, "no request was under way on a replica that died, so nothing was proved"
+    assert [row["error"] for row in rows if row["error"] is not None] == []
+    assert [row["judgement"]["rollout_id"] for row in rows] == [rollout.rollout_id for rollout in rollouts]
+    rewards = [row["judgement"]["reward"] for row in rows]
+    assert min(rewards[0::2]) > max(rewards[1::2])
+    print(f"{len(failed)} requests failed and were sent again: {sorted(set(failed))}")
