@@ -8,6 +8,8 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,7 @@ from dream_ray.config import ConfigError, load_config
 
 if TYPE_CHECKING:
     from dream_ray.pipeline.driver import Result
+    from dream_ray.pipeline.reporting import Written
     from dream_ray.pipeline.run import Run
 
 app = typer.Typer(
@@ -65,6 +68,49 @@ def demo_prompts(folder: Annotated[Path, typer.Argument(help="Where the prompts 
     print(f"prompts: {write_demo(folder)}")
 
 
+@app.command()
+def report(
+    run_dir: Annotated[str, typer.Argument(help="Of a run, finished or not: a folder, s3:// or gs://.")],
+) -> None:
+    """Write the report of a run anew: report.html, metrics.json, metrics.csv and model_card.md in its directory.
+
+    Needs no cluster and no model. Example: dream-ray report runs/local
+    """
+    from dream_ray.evaluate.table import render_table
+    from dream_ray.pipeline.reporting import write_report
+
+    with _unusable_settings():
+        written = write_report(run_dir)
+        (data,) = written.runs.values()
+        console = _console()
+        console.print(render_table(data.metrics))
+        for row in data.rounds:
+            console.print(f"round {row.number}: {row.reason}", highlight=False)
+        console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
+        _print_page("report", written.uri, written.size)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[
+        list[str], typer.Argument(metavar="RUN_DIR...", help="Two or more; the first is the yardstick.")
+    ],
+    output: Annotated[str, typer.Option(help="The page to write.")] = "comparison.html",
+) -> None:
+    """Write a page that shows runs side by side: numbers, paired differences on shared prompts, settings that differ.
+
+    Example: dream-ray compare runs/local runs/lower-beta
+    """
+    from dream_ray.evaluate.table import render_comparison
+    from dream_ray.pipeline.reporting import write_comparison
+
+    with _unusable_settings():
+        written = write_comparison(run_dirs, output)
+        standing = [(name, data.standing, data.metrics) for name, data in written.runs.items()]
+        _console().print(render_comparison(standing))
+        _print_page("comparison", written.uri, written.size)
+
+
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
@@ -87,31 +133,32 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     from dream_ray.pipeline.cluster import connected, scorer
     from dream_ray.pipeline.driver import align
     from dream_ray.pipeline.parts import StageFailed
-    from dream_ray.pipeline.reporting import write_report
+    from dream_ray.pipeline.reporting import write_policy, write_report
     from dream_ray.pipeline.run import Run
 
     try:
         current = Run(config, target)
         with connected(config), scorer(current) as scorer_url:
             result = align(current, scorer_url)
-            report = write_report(current, result)
+            write_policy(current.store, result.standing)
+            page = write_report(current.store.uri)
     except StageFailed as error:
         Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
         return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
-    _print_result(current, result, report, time.monotonic() - start)
+    _print_result(current, result, page, time.monotonic() - start)
     return OK
 
 
-def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:
+def _print_result(current: "Run", result: "Result", page: "Written", seconds: float) -> None:
     """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
     from dream_ray.evaluate.table import render_table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     times = Table(title="where the time and the memory (of all processes together) went", title_justify="left")
     for column in ("stages", "rows", "failed", "seconds", "GiB"):
         times.add_column(column, justify="left" if column == "stages" else "right")
@@ -137,9 +184,29 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     console.print(
         f"final policy: {result.standing.name} ({result.standing.adapter or result.standing.model})", soft_wrap=True
     )
-    console.print(
-        f"report: {files.resolve(report)[1] if files.is_local(report) else report} ({seconds:.0f} s)", soft_wrap=True
-    )
+    _print_page("report", page.uri, page.size)
+    console.print(f"{seconds:.0f} s in all", highlight=False)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _print_page(name: str, uri: str, size: int) -> None:
+    from dream_ray.evaluate.page import format_size
+
+    place = files.resolve(uri)[1] if files.is_local(uri) else uri
+    _console().print(f"{name}: {place} ({format_size(size)})", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _unusable_settings() -> Iterator[None]:
+    """Prints a ConfigError as the paragraph that it is, and ends the command."""
+    try:
+        yield
+    except ConfigError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(UNUSABLE) from None
 
 
 def _as_interrupt(signum: int, frame: object) -> None:
