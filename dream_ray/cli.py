@@ -79,7 +79,7 @@ def report(
     from dream_ray.evaluate.table import render_table
     from dream_ray.pipeline.reporting import write_report
 
-    with _unusable_settings():
+    with _settings_that_work():
         written = write_report(run_dir)
         (data,) = written.runs.values()
         console = _console()
@@ -104,7 +104,7 @@ def compare(
     from dream_ray.evaluate.table import render_comparison
     from dream_ray.pipeline.reporting import write_comparison
 
-    with _unusable_settings():
+    with _settings_that_work():
         written = write_comparison(run_dirs, output)
         standing = [(name, data.standing, data.metrics) for name, data in written.runs.items()]
         _console().print(render_comparison(standing))
@@ -127,7 +127,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
         preflight.check(config)
         RunStore(target).claim(config)
     except ConfigError as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         return UNUSABLE
 
     from dream_ray.pipeline.cluster import connected, scorer
@@ -143,7 +143,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
             write_policy(current.store, result.standing)
             page = write_report(current.store.uri)
     except StageFailed as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
@@ -199,13 +199,17 @@ def _print_page(name: str, uri: str, size: int) -> None:
     _console().print(f"{name}: {place} ({format_size(size)})", soft_wrap=True, highlight=False)
 
 
+def _complain(error: Exception) -> None:
+    Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+
+
 @contextmanager
-def _unusable_settings() -> Iterator[None]:
-    """Prints a ConfigError as the paragraph that it is, and ends the command."""
+def _settings_that_work() -> Iterator[None]:
+    """Ends the command where a setting cannot work, with the paragraph that says why."""
     try:
         yield
     except ConfigError as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         raise typer.Exit(UNUSABLE) from None
 
 

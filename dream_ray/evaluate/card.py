@@ -6,8 +6,8 @@ answer, an observation or a path of this machine: nothing in it is risky or priv
 
 import json
 
-from dream_ray.evaluate.metrics import ALL, METRIC_RISK, ORIGIN_SLICES, find_metric
-from dream_ray.evaluate.report import ReportData
+from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric
+from dream_ray.evaluate.report import ReportData, of_the_loop
 from dream_ray.evaluate.table import format_gap, format_share
 from dream_ray.records import Metric
 
@@ -27,7 +27,7 @@ def _head(data: ReportData) -> str:
 library_name: peft
 tags: [safety, alignment, multimodal, dream, dream_ray]
 ---
-# {data.run_name}: {data.student}, aligned for safety
+# {data.run_name}: {_cell(data.student)}, aligned for safety
 
 This is {policy}, made by [dream_ray](https://arxiv.org/abs/2504.18053) from the base model `{data.student}`.
 {state}"""
@@ -78,7 +78,7 @@ def _numbers(data: ReportData) -> str:
 
 def _others(data: ReportData, policies: list[str], own: dict[str, list[Metric]]) -> list[str]:
     """Rows of other numbers, such as a benchmark's."""
-    keys = dict.fromkeys((m.split, m.name, m.slice) for m in data.metrics if m.name not in METRIC_RISK)
+    keys = dict.fromkeys((m.split, m.name, m.slice) for m in data.metrics if not of_the_loop(m))
     if not keys:
         return []
     lines = ["", "### Other numbers", "", f"| number | {' | '.join(policies)} |", "|---|" + "---|" * len(policies)]

@@ -50,8 +50,10 @@ class RoundRow:
 class StageRow:
     """One finished stage, in the order of the run; `failures` counts reasons.
 
-    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds are theirs
-    too and are counted once. `peak_memory_bytes` is None where nobody measured it.
+    `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds and payments are
+    theirs too and are counted once. `cached_tokens` is the part of `prompt_tokens` that the endpoint had cached.
+    `cost_usd` is the price of the tokens, `paid_usd` what was paid for them: less where replies came from the response
+    cache. `peak_memory_bytes` is None where nobody measured it.
     """
 
     key: str
@@ -65,6 +67,8 @@ class StageRow:
     seconds: float
     passed_with: tuple[str, ...]
     peak_memory_bytes: int | None
+    cached_tokens: int = 0
+    paid_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,25 @@ class ReportData:
     @property
     def seconds(self) -> float:
         """Wall time of all stages; a pass that several share counts once."""
-        return sum(row.seconds for row, shared in zip(self.stages, _shared(self.stages), strict=True) if not shared)
+        return sum(row.seconds for row in self._counted)
+
+    @property
+    def paid_usd(self) -> float:
+        """What all stages paid; a pass that several share counts once."""
+        return sum(row.paid_usd for row in self._counted)
+
+    @property
+    def _counted(self) -> list[StageRow]:
+        return [row for row, shared in zip(self.stages, _shared(self.stages), strict=True) if not shared]
 
     def series(self, name: str = "") -> Series:
         """The run as a series of the trade-off plot."""
         return Series(name, self.metrics, self.policies, self.parents, self.refused)
+
+
+def of_the_loop(metric: Metric) -> bool:
+    """True for the two shares on the run's own splits; other numbers come from benchmarks."""
+    return metric.name in METRIC_RISK and metric.split in tuple(Split)
 
 
 def check(data: ReportData) -> None:
@@ -253,7 +271,8 @@ def _metric_table(metrics: tuple[Metric, ...], policies: list[str], split: str) 
 
 def _other_numbers(metrics: tuple[Metric, ...], policies: list[str]) -> list[tuple[str, list[Metric | None]]]:
     """Numbers that are neither of the two shares, such as a benchmark's: what they are about, a cell per policy."""
-    by_key = {(m.split, m.name, m.slice, m.policy): m for m in metrics if m.name not in METRIC_RISK}
+    others = [metric for metric in metrics if not of_the_loop(metric)]
+    by_key = {(metric.split, metric.name, metric.slice, metric.policy): metric for metric in others}
     keys = dict.fromkeys(key[:3] for key in by_key)
     return [
         (f"{name}, {label} ({split})", [by_key.get((split, name, label, policy)) for policy in policies])

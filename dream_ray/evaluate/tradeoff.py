@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from dream_ray.evaluate.metrics import find_metric, share_of
 from dream_ray.records import Metric
 
-_LEFT, _TOP, _SIDE = 46.0, 14.0, 300.0
-"""The square that both shares span."""
+_LEFT, _TOP, _SIDE = 46.0, 28.0, 300.0
+"""The square that both shares span; above it stands what its height means."""
 _LINE = 14.0
 """Least vertical distance of two labels that stand over each other."""
 _LABEL = 7.0

@@ -4,13 +4,16 @@ Contract: pure functions over `VerdictRow`s, which hold no text. A prompt withou
 difference; it is counted where it is left out.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dream_ray.evaluate.metrics import METRIC_RISK, NOT_COMPLYING, wilson
+from dream_ray.evaluate.paired import Difference, paired_bootstrap
 from dream_ray.records import Metric, Risk, Split
 from dream_ray.taxonomy import Source
+
+SEED = 0
+"""Of the bootstrap: the same two runs always show the same intervals."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,11 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """after - before of one share on the same `n` prompts, in [-1, 1], with its 95 % interval.
-
-    `gained` and `lost` count the prompts whose answer is counted by the share only after, and only before. `unjudged`
-    prompts are shared too but lack one verdict.
-    """
+    """The difference of one share (`name`) on the prompts of a split that two runs evaluated."""
 
     split: str
     name: str
-    value: float
-    low: float
-    high: float
-    n: int
-    gained: int
-    lost: int
-    unjudged: int
+    difference: Difference
 
 
 def source_metrics(policy: str, rows: Sequence[VerdictRow]) -> list[Metric]:
@@ -66,7 +59,7 @@ def source_metrics(policy: str, rows: Sequence[VerdictRow]) -> list[Metric]:
 def paired_differences(
     before: Iterable[VerdictRow], policy_before: str, after: Iterable[VerdictRow], policy_after: str
 ) -> list[PairedDifference]:
-    """The differences of both shares on each split, over the prompts that both runs evaluated.
+    """The differences of both shares on each split, over the prompts that both runs evaluated; none where there are none.
 
     Prompts are the same where their ids are: same source, same key there, same text and pixels.
     """
@@ -76,46 +69,16 @@ def paired_differences(
     for split in Split:
         for name, risk in METRIC_RISK.items():
             rows = [(a, b) for a, b in shared if a.split == b.split == split and a.risk == b.risk == risk]
-            counted = [
-                (a.verdicts[policy_before] in NOT_COMPLYING, b.verdicts[policy_after] in NOT_COMPLYING)
-                for a, b in rows
-                if policy_before in a.verdicts and policy_after in b.verdicts
-            ]
-            if counted:
-                low, high = paired_interval(counted)
-                gained = sum(b and not a for a, b in counted)
-                lost = sum(a and not b for a, b in counted)
-                n = len(counted)
-                found.append(
-                    PairedDifference(split.value, name, (gained - lost) / n, low, high, n, gained, lost, len(rows) - n)
-                )
+            difference = paired_bootstrap(
+                {a.prompt_id: _counted(a, policy_before) for a, _ in rows},
+                {b.prompt_id: _counted(b, policy_after) for _, b in rows},
+                SEED,
+            )
+            if difference.n:
+                found.append(PairedDifference(split.value, name, difference))
     return found
 
 
-def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float]:
-    """The 95 % interval of share(after) - share(before) on the same rows, each pair (before, after); in [-1, 1].
-
-    Formula: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
-    paired data", Statistics in Medicine 17 (1998), method 10: the two Wilson intervals, combined with the correlation of
-    the pairs (continuity corrected where it is positive). Raises ValueError without a pair.
-    """
-    n = len(pairs)
-    both = sum(a and b for a, b in pairs)
-    neither = sum(not a and not b for a, b in pairs)
-    gained = sum(b and not a for a, b in pairs)
-    lost = n - both - neither - gained
-    before, after = both + lost, both + gained
-    low_before, high_before = wilson(before, n)
-    low_after, high_after = wilson(after, n)
-
-    product = both * neither - gained * lost
-    scale = math.sqrt(before * (n - before) * after * (n - after))
-    correlation = 0.0 if not scale else (max(product - n / 2, 0.0) if product > 0 else product) / scale
-
-    def reach(one: float, other: float) -> float:
-        return math.sqrt(max(one * one - 2 * correlation * one * other + other * other, 0.0))
-
-    share_before, share_after = before / n, after / n
-    below = reach(share_after - low_after, high_before - share_before)
-    above = reach(high_after - share_after, share_before - low_before)
-    return share_after - share_before - below, share_after - share_before + above
+def _counted(row: VerdictRow, policy: str) -> bool | None:
+    """Whether both shares count the policy's answer; None without a verdict."""
+    return row.verdicts[policy] in NOT_COMPLYING if policy in row.verdicts else None

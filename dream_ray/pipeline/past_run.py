@@ -44,9 +44,13 @@ class PastRun:
 
     @cached_property
     def metrics(self) -> dict[str, list[Metric]]:
-        """The metrics of each evaluated policy, in the order of the run."""
-        evaluated = [done for done in self.stages if done.ref.key.endswith("/evaluate")]
-        return {done.ref.key.removesuffix("/evaluate"): read_records(Metric, done.ref.data_uri) for done in evaluated}
+        """The metrics of each policy, in the order of the run: of the loop's evaluation and of benchmarks."""
+        found: dict[str, list[Metric]] = {}
+        for done in self.stages:
+            policy, _, stage = done.ref.key.partition("/")
+            if stage == "evaluate" or stage.endswith("/metrics"):
+                found.setdefault(policy, []).extend(read_records(Metric, done.ref.data_uri))
+        return found
 
     @cached_property
     def rounds(self) -> list[RoundRow]:

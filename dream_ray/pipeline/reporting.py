@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_name
-from dream_ray.config import ConfigError
+from dream_ray.config import ChatConfig, ConfigError, VllmConfig
 from dream_ray.evaluate.card import model_card
 from dream_ray.evaluate.compare import Compared, build_comparison
 from dream_ray.evaluate.distribution import Distribution, distribution
@@ -147,8 +147,13 @@ def report_data(run: PastRun) -> ReportData:
     )
 
 
-def _chats(run: PastRun) -> tuple[tuple[str, Any], ...]:
-    return (("teacher", run.config.teacher.chat), ("judge", run.config.judge.chat))
+def _chats(run: PastRun) -> Iterator[tuple[str, ChatConfig]]:
+    """Teacher and judge; weights of an own engine by their folder's name, as nobody else knows the place."""
+    chat: ChatConfig
+    for role, chat in (("teacher", run.config.teacher.chat), ("judge", run.config.judge.chat)):
+        if isinstance(chat, VllmConfig):
+            chat = chat.model_copy(update={"model": PurePosixPath(chat.model).name})
+        yield role, chat
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -198,6 +203,8 @@ def _stage_row(done: Done) -> StageRow:
         seconds=manifest.seconds,
         passed_with=manifest.passed_with,
         peak_memory_bytes=manifest.peak_memory_bytes,
+        cached_tokens=manifest.cached_tokens,
+        paid_usd=manifest.paid_usd,
     )
 
 

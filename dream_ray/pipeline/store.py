@@ -57,7 +57,8 @@ class Manifest:
 
     `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time,
     `peak_memory_bytes` what all processes held at most in it (None on a cluster that the driver joined);
-    `passed_with` names stages that ran in the same pass and share its seconds. `chat` names the teacher or judge.
+    `passed_with` names stages that ran in the same pass and share its seconds and payments. `chat` names the teacher or
+    judge. `cost_usd` is the price of the rows' tokens; `paid_usd` is what the attempt that finished the stage really paid.
     """
 
     stage: str
@@ -76,6 +77,8 @@ class Manifest:
     finished_at: str
     libraries: dict[str, str]
     chat: str = ""
+    cached_tokens: int = 0
+    paid_usd: float = 0.0
     peak_memory_bytes: int | None = None
     passed_with: tuple[str, ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
