@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dream_ray import files
 from dream_ray.evaluate.samples import Answer, Sample, rarity, spread
-from dream_ray.pipeline.parts import in_splits, part_rows, read_part
+from dream_ray.pipeline.parts import read_part
 from dream_ray.pipeline.past_run import PastRun
 from dream_ray.pipeline.run import Done
 from dream_ray.records import (
@@ -60,12 +60,9 @@ def _stages(run: PastRun) -> Iterator[tuple[str, tuple[Split, ...], Callable[[st
 
 
 def _samples(run: PastRun, stage: str, splits: Iterable[Split], read: Callable[[str], Answers]) -> Iterator[Sample]:
-    ingested = run.stage("ingest")
-    parts = part_rows(ingested.ref.data_uri) if ingested else {}
     # Mixed by hash: neighbours in a source are often about the same matter, and only the first SCANNED are looked at.
-    mixed = sorted(parts, key=lambda part: hashlib.sha256(part.encode()).hexdigest())
-    for part in mixed:
-        answers = read(part) if in_splits(part, {split.value for split in splits}) else {}
+    for part in sorted(run.parts(splits), key=lambda part: hashlib.sha256(part.encode()).hexdigest()):
+        answers = read(part)
         if answers:
             for prompt, observed in run.prompts_of(part):
                 if prompt.prompt_id in answers:

@@ -18,10 +18,10 @@ from dream_ray.config import Config, ConfigError
 from dream_ray.evaluate.metrics import accept_round
 from dream_ray.evaluate.report import RoundRow
 from dream_ray.evaluate.verdicts import VerdictRow
-from dream_ray.pipeline.parts import in_splits, part_rows, read_part
+from dream_ray.pipeline.parts import in_splits, read_part
 from dream_ray.pipeline.run import Done
 from dream_ray.pipeline.store import Manifest, RunStore, read_records
-from dream_ray.records import Disentanglement, Metric, Prompt, from_table
+from dream_ray.records import Disentanglement, Metric, Prompt, Split, from_table
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ class PastRun:
         if prompts is None or observed is None:
             return
         judged = {policy: self.stage(f"{policy}/judge") for policy in self.metrics}
-        splits = {split.value for split in self.config.evaluate.splits}
-        for part in part_rows(prompts.ref.data_uri):
-            if not in_splits(part, splits):
-                continue
+        for part in self.parts(self.config.evaluate.splits):
             # Columns, not records: of a prompt and its judgement only a few words are needed here.
             found = {row["prompt_id"]: row for row in _rows(observed, part, ("prompt_id", "observations"))}
             verdicts: dict[str, dict[str, str]] = {}
@@ -104,6 +101,15 @@ class PastRun:
                     sources=frozenset(item["source"] for item in observations),
                     verdicts=verdicts.get(row["prompt_id"], {}),
                 )
+
+    def parts(self, splits: Iterable[Split]) -> list[str]:
+        """The names of the parts that hold prompts of some splits."""
+        prompts = self.stage("ingest")
+        # Names only: `part_rows` would open every file, of which a large run has tens of thousands.
+        paths = files.list_files(prompts.ref.data_uri, ".parquet") if prompts else []
+        names = [path.rsplit("/", 1)[1].removesuffix(".parquet") for path in paths]
+        wanted = {split.value for split in splits}
+        return [name for name in names if in_splits(name, wanted)]
 
     def prompts_of(self, part: str) -> list[tuple[Prompt, Disentanglement]]:
         """The prompts of one part that were disentangled, each with what was observed."""
