@@ -6,7 +6,7 @@ import pytest
 
 from dream_ray.config import ConfigError
 from dream_ray.pipeline.past_run import read_run
-from dream_ray.records import Prompt, Split
+from dream_ray.records import Metric, Prompt, Split
 from tests.pipeline.run_dirs import PER_SPLIT, RunDir
 
 
@@ -59,6 +59,15 @@ def test_without_a_history_an_undisturbed_run_is_whole(tmp_path: Path) -> None:
     (tmp_path / "history.json").unlink()
     run = read_run(str(tmp_path))
     assert [done.ref.key for done in run.stages] == [ref.key for ref in made.refs]
+
+
+def test_numbers_of_benchmarks_are_read_too(tmp_path: Path) -> None:
+    made = RunDir(tmp_path).whole(rounds=0)
+    row = Metric("policy-0", "siuo", "safe", "all", 0.5, 10, 0.2, 0.8, 0)
+    made.stage("policy-0/benchmarks/siuo/metrics", Metric, [row])
+    run = read_run(str(tmp_path))
+    assert row in run.metrics["policy-0"]
+    assert run.standing == "policy-0"
 
 
 def test_verdict_rows_hold_every_evaluated_prompt_with_all_policies(tmp_path: Path) -> None:
