@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +26,7 @@ from dream_ray.prompts import TemplateError
 if TYPE_CHECKING:
     from dream_ray.config import Config
     from dream_ray.pipeline.driver import Result
+    from dream_ray.pipeline.reporting import Written
     from dream_ray.pipeline.run import Run
 
 app = typer.Typer(
@@ -128,11 +131,54 @@ def calibrate(
     try:
         enough = run_calibration(data, config, choice, label_map, columns, out)
     except (ConfigError, TemplateError, LabelledDataError) as error:
-        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        _complain(error)
         raise typer.Exit(UNUSABLE) from None
     except KeyboardInterrupt:
         raise typer.Exit(STOPPED) from None
     raise typer.Exit(OK if enough else FAILED)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[str, typer.Argument(help="Of a run, finished or not: a folder, s3:// or gs://.")],
+) -> None:
+    """Write the report of a run anew: report.html, metrics.json, metrics.csv and model_card.md in its directory.
+
+    Needs no cluster and no model. Example: dream-ray report runs/local
+    """
+    from dream_ray.evaluate.table import render_table
+    from dream_ray.pipeline.reporting import write_report
+
+    with _settings_that_work():
+        written = write_report(run_dir)
+        (data,) = written.runs.values()
+        console = _console()
+        console.print(render_table(data.metrics))
+        for row in data.rounds:
+            console.print(f"round {row.number}: {row.reason}", highlight=False)
+        console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
+        _print_page("report", written.uri, written.size)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[
+        list[str], typer.Argument(metavar="RUN_DIR...", help="Two or more; the first is the yardstick.")
+    ],
+    output: Annotated[str, typer.Option(help="The page to write.")] = "comparison.html",
+) -> None:
+    """Write a page that shows runs side by side: numbers, paired differences on shared prompts, settings that differ.
+
+    Example: dream-ray compare runs/local runs/lower-beta
+    """
+    from dream_ray.evaluate.table import render_comparison
+    from dream_ray.pipeline.reporting import write_comparison
+
+    with _settings_that_work():
+        written = write_comparison(run_dirs, output)
+        standing = [(name, data.standing, data.metrics) for name, data in written.runs.items()]
+        _console().print(render_comparison(standing))
+        _print_page("comparison", written.uri, written.size)
 
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
@@ -155,21 +201,22 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     from dream_ray.pipeline.cluster import connected, scorer
     from dream_ray.pipeline.driver import align
     from dream_ray.pipeline.parts import StageFailed
-    from dream_ray.pipeline.reporting import write_report
+    from dream_ray.pipeline.reporting import write_policy, write_report
     from dream_ray.pipeline.run import Run
 
     try:
         current = Run(config, target)
         with connected(config), scorer(current) as scorer_url:
             result = align(current, scorer_url)
-            report = write_report(current, result)
+            write_policy(current.store, result.standing)
+            page = write_report(current.store.uri)
     except StageFailed as error:
         _complain(error)
         return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
-    _print_result(current, result, report, time.monotonic() - start)
+    _print_result(current, result, page, time.monotonic() - start)
     return OK
 
 
@@ -206,15 +253,7 @@ def _target(config: "Config", run_dir: str | None) -> str:
     return run_dir or config.run_dir or f"runs/{config.name}"
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _complain(error: Exception) -> None:
-    Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
-
-
-def _print_result(current: "Run", result: "Result", report: str, seconds: float) -> None:
+def _print_result(current: "Run", result: "Result", page: "Written", seconds: float) -> None:
     """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
@@ -257,9 +296,33 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     console.print(
         f"final policy: {result.standing.name} ({result.standing.adapter or result.standing.model})", soft_wrap=True
     )
-    console.print(
-        f"report: {files.resolve(report)[1] if files.is_local(report) else report} ({seconds:.0f} s)", soft_wrap=True
-    )
+    _print_page("report", page.uri, page.size)
+    console.print(f"{seconds:.0f} s in all", highlight=False)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _print_page(name: str, uri: str, size: int) -> None:
+    from dream_ray.evaluate.page import format_size
+
+    place = files.resolve(uri)[1] if files.is_local(uri) else uri
+    _console().print(f"{name}: {place} ({format_size(size)})", soft_wrap=True, highlight=False)
+
+
+def _complain(error: Exception) -> None:
+    Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def _settings_that_work() -> Iterator[None]:
+    """Ends the command where a setting cannot work, with the paragraph that says why."""
+    try:
+        yield
+    except ConfigError as error:
+        _complain(error)
+        raise typer.Exit(UNUSABLE) from None
 
 
 def _prepare_process() -> None:

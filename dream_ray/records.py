@@ -301,10 +301,13 @@ def _typed(annotation: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         names = [field.name for field in dataclasses.fields(annotation)]
-        missing = [name for name in names if name not in value]
+        # A field that came later has a default, which stands for it in rows that an earlier version wrote.
+        required = [field.name for field in dataclasses.fields(annotation) if field.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in value]
         if missing:
             raise ValueError(f"{where} lacks the field(s) {', '.join(missing)}; it has {', '.join(value)}.")
-        arguments = {name: _typed(hints[name], value[name], f"{where}.{name}") for name in names}
+        present = [name for name in names if name in value]
+        arguments = {name: _typed(hints[name], value[name], f"{where}.{name}") for name in present}
         return typing.cast(type, annotation)(**arguments)
     if issubclass(annotation, StrEnum):
         return annotation(value)

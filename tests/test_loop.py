@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dream_ray import records
+from dream_ray.pipeline.reporting import write_report
 from dream_ray.records import schema_of
 from dream_ray.sources.demo import write_demo
 from tests.conftest import REPOSITORY
@@ -158,6 +159,10 @@ def check_outputs(target: Path) -> None:
     assert "rules" in page
     assert "policy-1" in page
     assert json.loads((target / "policy.json").read_text())["name"] in ("policy-0", "policy-1")
+    written = write_report(str(target))
+    assert (target / "report.html").read_text() == page  # the run wrote what anybody can write again
+    assert written.runs["local"].finished
+    assert "| preference pairs, round 1 |" in (target / "model_card.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -197,5 +202,5 @@ def test_help_teaches() -> None:
         env=os.environ | {"COLUMNS": "120"},
     )
     assert shown.returncode == 0
-    for word in ("run", "student", "demo-prompts"):
+    for word in ("run", "report", "compare", "student", "demo-prompts"):
         assert word in shown.stdout

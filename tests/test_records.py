@@ -7,6 +7,7 @@ import pytest
 
 from dream_ray import records
 from dream_ray.records import (
+    Demonstration,
     Disentanglement,
     Image,
     Judgement,
@@ -110,3 +111,9 @@ def test_sources_are_normalised(text: str, source: Source | None) -> None:
 )
 def test_categories_are_normalised(text: str, category: Category | None) -> None:
     assert normalise_category(text) == category
+
+
+def test_a_field_that_came_later_may_be_missing_in_older_rows() -> None:
+    row = to_row(Demonstration("prompt-1", "answer", Risk.RISKY, 1, 2, 3))
+    del row["cached_tokens"]
+    assert from_row(Demonstration, row).cached_tokens == 0

@@ -1,42 +1,29 @@
 """The report of a run: one HTML file that needs nothing beside it.
 
-Contract: `build_report` is a pure function from `ReportData` to a page without scripts and without anything fetched
-from elsewhere (its content security policy forbids both). All text is escaped by the template engine. Prompts, answers,
-observations and pictures stand inside closed <details> behind a content warning, so that nothing risky is seen before
-a click. Pairs that would make the page larger than MAX_BYTES are left out.
+Contract: `build_report` is a pure function from `ReportData` to a page that fetches nothing (page.py says how that is kept).
+Prompts, answers, observations, judgements and pictures stand inside closed <details>, so that nothing risky is seen before
+a click. Samples that would make the page larger than MAX_BYTES are left out, and the page says its size.
 """
 
-import base64
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 
-from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
-from dream_ray.config import ImageConfig
 from dream_ray.evaluate.chart import curve
+from dream_ray.evaluate.distribution import Distribution, histogram
 from dream_ray.evaluate.metrics import ALL, METRIC_RISK, ORIGIN_SLICES, find_metric
+from dream_ray.evaluate.page import render
+from dream_ray.evaluate.samples import DISAGREEMENTS, Sample, by_turns, pictures_of
 from dream_ray.evaluate.table import format_gap, policies_of
-from dream_ray.images import BadImage, decode
-from dream_ray.records import Metric, Observation, PreferencePair, Prompt, Split
-from dream_ray.taxonomy import Category
+from dream_ray.evaluate.tradeoff import Series, tradeoff
+from dream_ray.records import Metric, Split
+from dream_ray.taxonomy import Category, Source
 
-MAX_BYTES = 2_000_000
-"""Largest page; pairs are left out from the end until it fits, and the page says how many are shown."""
-MAX_SAMPLES = 12
-"""Most pairs shown."""
-MAX_IMAGES = 4
-"""Most pictures shown of one pair."""
-MAX_TEXT = 4000
-"""Longest text shown, in characters; a cut text says so."""
+MAX_BYTES = 3_000_000
+"""Largest page; samples are left out until it fits, and the page says how many are shown."""
 MAX_REASONS = 5
 """Most failure reasons shown of one stage."""
-THUMBNAIL_PIXELS = 256
-"""Longest side of a picture in the page."""
-THUMBNAIL_QUALITY = 80
-"""JPEG quality of a picture: about 5 to 25 kB at 256 pixels."""
 
 
 @dataclass(frozen=True)
@@ -85,102 +72,149 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A preference pair with what it was made from; `images` are the encoded bytes of `prompt.images`, in order."""
-
-    prompt: Prompt
-    images: tuple[bytes, ...]
-    observations: tuple[Observation, ...]
-    pair: PreferencePair
-
-
-@dataclass(frozen=True)
 class ReportData:
-    """All that the page says.
+    """All that the page and the model card say.
 
-    `standing` is the policy that the run ends with. `metrics` hold every policy in the order of the run, the base model
-    first. `caveats` are sentences about what this run's numbers do not show.
+    `standing` is the policy that stands after the rounds so far, None where none has been evaluated; `finished` says
+    whether more are to come. `metrics` hold every policy in the order of the run, the base model first. `counts` are rows
+    by what they are ("risky prompts, train"), `settings` those that matter, by their dotted name. `student` names the base
+    model. `caveats` are sentences about what this run's numbers do not show.
     """
 
     run_name: str
     config_digest: str
-    standing: str
+    student: str
+    standing: str | None
+    finished: bool
     chats: tuple[ChatRow, ...]
     rounds: tuple[RoundRow, ...]
     metrics: tuple[Metric, ...]
     stages: tuple[StageRow, ...]
+    distributions: tuple[Distribution, ...]
+    counts: Mapping[str, int]
+    settings: Mapping[str, object]
     samples: tuple[Sample, ...]
     caveats: tuple[str, ...]
+
+    @property
+    def policies(self) -> list[str]:
+        """Every policy that was evaluated, in the order of the run."""
+        return policies_of(self.metrics)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have metrics; held-out prompts first: they took no part in any decision of the run."""
+        return [split.value for split in reversed(Split) if any(metric.split == split for metric in self.metrics)]
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """The policies that their round did not take."""
+        return frozenset(row.candidate for row in self.rounds if not row.taken)
+
+    @property
+    def parents(self) -> Mapping[str, str]:
+        """Which policy each one was trained from."""
+        policies = self.policies
+        in_order = dict(zip(policies[1:], policies, strict=False))
+        return in_order | {row.candidate: row.standing for row in self.rounds}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages; a pass that several share counts once."""
+        return sum(row.seconds for row in self._counted)
+
+    @property
+    def paid_usd(self) -> float:
+        """What all stages paid; a pass that several share counts once."""
+        return sum(row.paid_usd for row in self._counted)
+
+    @property
+    def _counted(self) -> list[StageRow]:
+        return [row for row, shared in zip(self.stages, _shared(self.stages), strict=True) if not shared]
+
+    def series(self, name: str = "") -> Series:
+        """The run as a series of the trade-off plot."""
+        return Series(name, self.metrics, self.policies, self.parents, self.refused)
+
+
+def of_the_loop(metric: Metric) -> bool:
+    """True for the two shares on the run's own splits; other numbers come from benchmarks."""
+    return metric.name in METRIC_RISK and metric.split in tuple(Split)
+
+
+def check(data: ReportData) -> None:
+    """Raise ValueError where the policy that stands has no metrics."""
+    if data.standing is not None and data.standing not in data.policies:
+        raise ValueError(
+            f"The report names {data.standing!r} as the policy that the run ends with, but the metrics are about "
+            f"{', '.join(data.policies)}. Pass the metrics of every policy of the run, under the names that the rounds use."
+        )
 
 
 def build_report(data: ReportData) -> str:
     """The page, as text to be written in UTF-8.
 
-    Raises ValueError where a policy's metrics are given twice, or where `standing` has none.
+    Raises ValueError as `check` does, and where a policy's metrics are given twice.
     """
-    views = [_sample_view(sample) for sample in data.samples[:MAX_SAMPLES]]
-    page = _page(data, views)
-    while views and len(page.encode()) > MAX_BYTES:
-        views.pop()
-        page = _page(data, views)
-    return page
-
-
-def _page(data: ReportData, samples: list["_SampleView"]) -> str:
-    policies = policies_of(data.metrics)
-    if policies and data.standing not in policies:
-        raise ValueError(
-            f"The report names {data.standing!r} as the policy that the run ends with, but the metrics are about "
-            f"{', '.join(policies)}. Pass the metrics of every policy of the run, under the names that the rounds use."
+    check(data)
+    blocks = [
+        Markup(
+            render("sample.html", s=sample, pictures=pictures_of(sample), number=number, disagreements=DISAGREEMENTS)
         )
-    refused = frozenset(row.candidate for row in data.rounds if not row.taken)
-    parents = dict(zip(policies[1:], policies, strict=False)) | {row.candidate: row.standing for row in data.rounds}
-    # Held-out prompts first: they took no part in any decision of the run.
-    splits = [split.value for split in reversed(Split) if any(metric.split == split for metric in data.metrics)]
-    counted = [row for row, shared in zip(data.stages, _shared(data.stages), strict=True) if not shared]
-    seconds = sum(row.seconds for row in counted)
-    return _template().render(
+        for number, sample in enumerate(data.samples, 1)
+    ]
+    frame = len(_page(data, [], 0).encode())
+    shown = _that_fit(data.samples, blocks, MAX_BYTES - frame - 1000)
+    size = frame + sum(len(blocks[index].encode()) for index in shown)
+    return _page(data, [(data.samples[index], blocks[index]) for index in shown], size)
+
+
+def _that_fit(samples: Sequence[Sample], blocks: Sequence[str], room: int) -> list[int]:
+    """The samples that fit into `room` bytes, by turns from each stage."""
+    shown = []
+    for index in by_turns(samples, lambda sample: sample.stage):
+        size = len(blocks[index].encode())
+        if size <= room:
+            shown.append(index)
+            room -= size
+    return sorted(shown)
+
+
+def _page(data: ReportData, samples: list[tuple[Sample, Markup]], size: int) -> str:
+    policies = data.policies
+    shown = [sample for sample, _ in samples]
+    return render(
+        "report.html",
         data=data,
+        title=data.run_name,
         rules=[chat for chat in data.chats if chat.backend == "rules"],
         policies=policies,
-        refused=refused,
-        headline=[_headline(data, policies, split) for split in splits],
-        curves=[curve(data.metrics, split, policies, parents, refused) for split in splits],
-        tables=[_metric_table(data.metrics, policies, split) for split in splits],
-        stages=_stage_views(data.stages, seconds),
-        seconds=seconds,
-        paid_usd=sum(row.paid_usd for row in counted),
-        samples=samples,
+        refused=data.refused,
+        headline=[_headline(data, split) for split in data.splits],
+        tradeoffs=[tradeoff(split, [data.series()]) for split in data.splits],
+        curves=[curve(data.metrics, split, policies, data.parents, data.refused) for split in data.splits],
+        tables=[_metric_table(data.metrics, policies, split) for split in data.splits],
+        others=_other_numbers(data.metrics, policies),
+        histograms=[histogram(found) for found in data.distributions],
+        stages=_stage_views(data.stages, data.seconds),
+        samples=[block for _, block in samples],
+        filters={
+            "stage": _values(sample.stage for sample in shown),
+            "category": sorted(set(_values(name for sample in shown for name in sample.categories))),
+            "verdict": _values(name for sample in shown for name in sample.verdicts),
+            "disagreement": _values(name for sample in shown for name in sample.disagreements),
+        },
+        disagreements=DISAGREEMENTS,
+        size=size,
     )
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"clip": _clip, "duration": _duration, "share": _share}
-    return environment.from_string(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-
-
-def _clip(text: str) -> str:
-    rest = len(text) - MAX_TEXT
-    return text if rest <= 0 else f"{text[:MAX_TEXT]} … (cut here, {rest} more characters)"
-
-
-def _share(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def _duration(seconds: float) -> str:
-    """ "7.3 s", "4 min 10 s", "2 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+def _values(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
-class _Headline:
+class Headline:
     """What changed from the first policy to the standing one on a split."""
 
     split: str
@@ -189,33 +223,38 @@ class _Headline:
     numbers: tuple[tuple[str, Metric | None, Metric | None], ...]
 
 
-def _headline(data: ReportData, policies: list[str], split: str) -> _Headline:
-    first = [metric for metric in data.metrics if metric.policy == policies[0]]
-    last = [metric for metric in data.metrics if metric.policy == data.standing]
+def _headline(data: ReportData, split: str) -> Headline:
+    before = data.policies[0]
+    after = data.standing or data.policies[-1]
+    first = [metric for metric in data.metrics if metric.policy == before]
+    last = [metric for metric in data.metrics if metric.policy == after]
     numbers = [(name, find_metric(first, split, name), find_metric(last, split, name)) for name in METRIC_RISK]
-    return _Headline(split, policies[0], data.standing, tuple(numbers))
+    return Headline(split, before, after, tuple(numbers))
 
 
 @dataclass(frozen=True)
-class _MetricTable:
+class MetricTable:
     """The numbers of a split: per slice one row a number, one cell a policy, and the gaps of slices that have one."""
 
     split: str
-    origins: list["_SliceRows"]
-    categories: list["_SliceRows"]
+    origins: list["SliceRows"]
+    sources: list["SliceRows"]
+    categories: list["SliceRows"]
 
 
 @dataclass(frozen=True)
-class _SliceRows:
+class SliceRows:
+    """One slice: a row per number, a cell per policy."""
+
     label: str
     numbers: list[tuple[str, list[Metric | None]]]
     gaps: list[str]
 
 
-def _metric_table(metrics: tuple[Metric, ...], policies: list[str], split: str) -> _MetricTable:
+def _metric_table(metrics: tuple[Metric, ...], policies: list[str], split: str) -> MetricTable:
     own = {policy: [metric for metric in metrics if metric.policy == policy] for policy in policies}
 
-    def rows(labels: tuple[str, ...]) -> list[_SliceRows]:
+    def rows(labels: tuple[str, ...]) -> list[SliceRows]:
         found = []
         for label in labels:
             numbers = [
@@ -224,14 +263,25 @@ def _metric_table(metrics: tuple[Metric, ...], policies: list[str], split: str) 
             numbers = [(name, cells) for name, cells in numbers if any(cell is not None for cell in cells)]
             if numbers:
                 gaps = [format_gap(own[policy], split, label) for policy in policies] if len(numbers) == 2 else []
-                found.append(_SliceRows(label, numbers, gaps))
+                found.append(SliceRows(label, numbers, gaps))
         return found
 
-    return _MetricTable(split, rows((ALL, *ORIGIN_SLICES)), rows(tuple(Category)))
+    return MetricTable(split, rows((ALL, *ORIGIN_SLICES)), rows(tuple(Source)), rows(tuple(Category)))
+
+
+def _other_numbers(metrics: tuple[Metric, ...], policies: list[str]) -> list[tuple[str, list[Metric | None]]]:
+    """Numbers that are neither of the two shares, such as a benchmark's: what they are about, a cell per policy."""
+    others = [metric for metric in metrics if not of_the_loop(metric)]
+    by_key = {(metric.split, metric.name, metric.slice, metric.policy): metric for metric in others}
+    keys = dict.fromkeys(key[:3] for key in by_key)
+    return [
+        (f"{name}, {label} ({split})", [by_key.get((split, name, label, policy)) for policy in policies])
+        for split, name, label in keys
+    ]
 
 
 @dataclass(frozen=True)
-class _StageView:
+class StageView:
     """A stage with the share of the run's time that its pass took; `shared` where an earlier row already counted it."""
 
     row: StageRow
@@ -241,12 +291,12 @@ class _StageView:
     more_reasons: int
 
 
-def _stage_views(stages: tuple[StageRow, ...], seconds: float) -> list[_StageView]:
+def _stage_views(stages: tuple[StageRow, ...], seconds: float) -> list[StageView]:
     views = []
     for row, shared in zip(stages, _shared(stages), strict=True):
         reasons = sorted(row.failures.items(), key=lambda item: -item[1])
         share = row.seconds / seconds if seconds else 0.0
-        views.append(_StageView(row, share, shared, reasons[:MAX_REASONS], len(reasons[MAX_REASONS:])))
+        views.append(StageView(row, share, shared, reasons[:MAX_REASONS], len(reasons[MAX_REASONS:])))
     return views
 
 
@@ -254,31 +304,3 @@ def _shared(stages: tuple[StageRow, ...]) -> list[bool]:
     """Per stage: did it run in the pass of a stage before it, so that its seconds are already counted?"""
     keys = [row.key for row in stages]
     return [any(key in keys[:index] for key in row.passed_with) for index, row in enumerate(stages)]
-
-
-@dataclass(frozen=True)
-class _SampleView:
-    sample: Sample
-    pictures: list[str]
-    bad_pictures: list[str]
-    pictures_left_out: int
-
-
-def _sample_view(sample: Sample) -> _SampleView:
-    pictures, bad = [], []
-    for content in sample.images[:MAX_IMAGES]:
-        try:
-            pictures.append(_thumbnail(content))
-        except BadImage as error:
-            bad.append(error.reason)
-    return _SampleView(sample, pictures, bad, len(sample.images[MAX_IMAGES:]))
-
-
-def _thumbnail(content: bytes) -> str:
-    """A picture as a data URI, at most THUMBNAIL_PIXELS on its longest side. Raises BadImage."""
-    # Decoded and encoded anew: what reaches the page are pixels, never a stranger's file with its metadata.
-    image = decode(content, ImageConfig())
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=THUMBNAIL_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.table import Table
 
-from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric, gap_with_interval, share_of
+from dream_ray.evaluate.metrics import ALL, METRIC_RISK, ORIGIN_SLICES, find_metric, gap_with_interval, share_of
 from dream_ray.records import Metric, Split
 
 NOT_KNOWN = "-"
@@ -45,6 +45,22 @@ def render_table(rows: Sequence[Metric]) -> Group:
         present = {row.slice for row in rows if row.split == Split.HELD_OUT}
         labels = [label for label in ORIGIN_SLICES if label in present]
         tables.append(_table(rows, Split.HELD_OUT, labels, "held_out: by origin of the risk"))
+    return Group(*tables)
+
+
+def render_comparison(runs: Sequence[tuple[str, str | None, Sequence[Metric]]]) -> Group:
+    """A table per split; each run is its name, its standing policy (None where none was evaluated) and its metrics."""
+    tables = []
+    for split in Split:
+        if any(row.split == split for _, _, rows in runs for row in rows):
+            table = Table(title=f"{split.value}: all prompts", title_justify="left")
+            for column in ("run", "policy that stands", "safe", "over-refusal", "gap"):
+                table.add_column(column)
+            for name, standing, rows in runs:
+                own = [row for row in rows if row.policy == standing]
+                shares = [format_share(find_metric(own, split, share)) for share in METRIC_RISK]
+                table.add_row(name, standing or NOT_KNOWN, *shares, format_gap(own, split))
+            tables.append(table)
     return Group(*tables)
 
 

@@ -13,7 +13,7 @@ from dream_ray.evaluate.report import RoundRow
 from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
 from dream_ray.pipeline.learning_stages import dpo, pair, sft
 from dream_ray.pipeline.plans import answers_job, rollout_job
-from dream_ray.pipeline.run import Done, Run
+from dream_ray.pipeline.run import Run
 from dream_ray.pipeline.sampling_stages import evaluate, sample
 from dream_ray.records import Metric
 from dream_ray.train.policy import Policy
@@ -29,9 +29,6 @@ class Result:
     policies: dict[str, Policy] = field(default_factory=dict)
     metrics: dict[str, list[Metric]] = field(default_factory=dict)
     rounds: list[RoundRow] = field(default_factory=list)
-    pairs: list[Done] = field(default_factory=list)
-    prompts: Done | None = None
-    observed: Done | None = None
 
 
 def align(run: Run, scorer_url: Callable[[], str]) -> Result:
@@ -42,7 +39,7 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     demonstrations = demonstrate(run, prompts, observed)
     standing_stage, initial = sft(run, prompts, demonstrations)
     base = Policy("base", config.student.model, None)
-    result = Result(initial, prompts=prompts, observed=observed)
+    result = Result(initial)
 
     # The base model, policy 0 and its first rollouts share an engine: they differ by the adapter only.
     jobs = [answers_job(config, base, None), answers_job(config, initial, standing_stage.ref)]
@@ -58,7 +55,6 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
             job = rollout_job(config, number, result.standing, standing_stage.ref)
             sampled |= sample(run, [job], prompts, observed, scorer_url)
         pairs = pair(run, number, observed, sampled[key].rollouts, sampled[key].judgements)
-        result.pairs.append(pairs)
         trained, candidate = dpo(run, number, prompts, pairs, standing_stage, result.standing, initial)
 
         # Expecting that the round is taken, the next one's rollouts are drawn while the engine is there to evaluate it.

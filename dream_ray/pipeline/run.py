@@ -142,6 +142,7 @@ class Run:
 
     def _remember(self, done: Done) -> Done:
         self.history.append(done)
+        self.store.save_history([entry.ref for entry in self.history])
         return done
 
     def _manifest(

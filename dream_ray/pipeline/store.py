@@ -5,7 +5,8 @@
     <run_dir>/stages/<key>/<fingerprint>/data/*.parquet    the stage's records
                                         /errors/*.parquet  what it could not do (ErrorRow)
                                         /manifest.json     written last: its presence means done
-    <run_dir>/report.html
+    <run_dir>/history.json                          which of these the latest attempt used, in order
+    <run_dir>/report.html, metrics.json, metrics.csv, model_card.md
 
 Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
 unchanged one is found again. A folder without a manifest is the remains of a killed attempt; `start` clears it. Works
@@ -15,10 +16,11 @@ on any pyarrow filesystem; knows nothing of Ray or of what the stages do.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import yaml
 
@@ -124,12 +126,35 @@ class RunStore:
 
     def manifest(self, ref: StageRef) -> Manifest | None:
         """The manifest of a finished stage, None where it is not done."""
-        path = files.join(ref.uri, "manifest.json")
-        if not files.exists(path):
+        filesystem, path = files.resolve(files.join(ref.uri, "manifest.json"))
+        if filesystem.get_file_info(path).type != pafs.FileType.File:
             return None
-        content = json.loads(files.read_bytes(path))
+        return self._read(path, filesystem)
+
+    @staticmethod
+    def _read(path: str, filesystem: pafs.FileSystem) -> Manifest:
+        with filesystem.open_input_stream(path) as stream:
+            content = json.loads(stream.read())
         content["passed_with"] = tuple(content["passed_with"])
         return Manifest(**content)
+
+    def save_history(self, refs: Sequence[StageRef]) -> None:
+        """Say which stages the attempt that goes on now has used so far: a directory may hold others, of other settings."""
+        content = [{"key": ref.key, "fingerprint": ref.fingerprint} for ref in refs]
+        files.write_atomic(files.join(self.uri, "history.json"), json.dumps(content, indent=2).encode())
+
+    def history(self) -> list[StageRef] | None:
+        """The stages that the latest attempt used, in order; None where no attempt has got through a stage."""
+        path = files.join(self.uri, "history.json")
+        if not files.exists(path):
+            return None
+        return [self.ref(entry["key"], entry["fingerprint"]) for entry in json.loads(files.read_bytes(path))]
+
+    def manifests(self) -> list[Manifest]:
+        """The manifests of all finished stages of all settings, in no order."""
+        filesystem, path = files.resolve(files.join(self.uri, "stages"))
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        return [self._read(info.path, filesystem) for info in infos if info.base_name == "manifest.json"]
 
     def start(self, ref: StageRef) -> None:
         """Make the stage's folder empty; whatever a killed attempt left in it goes."""

@@ -6,13 +6,15 @@ from collections.abc import Callable
 import pytest
 from PIL import Image as Pixels
 
+from dream_ray.evaluate.distribution import distribution
 from dream_ray.evaluate.metrics import policy_metrics
-from dream_ray.evaluate.report import ChatRow, ReportData, RoundRow, Sample, StageRow
+from dream_ray.evaluate.report import ChatRow, ReportData, RoundRow, StageRow
+from dream_ray.evaluate.samples import Answer, Sample
 from dream_ray.records import (
     Image,
+    Judgement,
     Metric,
     Observation,
-    PreferencePair,
     Prompt,
     Risk,
     RiskOrigin,
@@ -72,15 +74,25 @@ def metrics_of(policy: str, safe: float, over: float, prompts: list[Prompt], unj
     return policy_metrics(policy, prompts, verdicts)
 
 
+def judged(verdict: Verdict, score: float | None = None, helpfulness: float | None = None) -> Judgement:
+    """A judgement of an answer; the score is for risky prompts, the helpfulness for benign ones."""
+    hits = () if score is None else (True,)
+    return Judgement("rollout", "sample", verdict, score, hits, helpfulness, 1.45, 0, 0)
+
+
 def sample(
     text: str = "What is in this picture?", chosen: str = "A good answer.", rejected: str = "A bad one."
 ) -> Sample:
-    """A pair about a risky prompt."""
+    """Two answers to a risky prompt."""
     return Sample(
+        stage="round 1: rollouts and pairs",
         prompt=prompt("sample", origin=RiskOrigin.IMAGE, category=Category.PRIVACY, text=text),
-        images=(png(),),
         observations=(Observation("a name badge with an address", Source.TEXT_IN_IMAGE, Category.PRIVACY),),
-        pair=PreferencePair("pair", "sample", chosen, rejected, 1.45, 0.2, Risk.RISKY),
+        answers=(
+            Answer("policy-0, answer 1", chosen, judged(Verdict.WARNS, 8.0), "chosen"),
+            Answer("policy-0, answer 2", rejected, judged(Verdict.COMPLIES, 1.0), "rejected"),
+        ),
+        images=(png(),),
     )
 
 
@@ -99,7 +111,9 @@ def report_data() -> ReportData:
     return ReportData(
         run_name="local",
         config_digest="9f2c41d07be3",
+        student="tiny-student",
         standing="policy-1",
+        finished=True,
         chats=(
             ChatRow("teacher", "rules", "rules: OCR and a risk lexicon, not a model"),
             ChatRow("judge", "rules", "rules: OCR and a risk lexicon, not a model"),
@@ -118,6 +132,9 @@ def report_data() -> ReportData:
             StageRow("round-1/judge", 384, 380, 4, {"timeout": 4}, 0, 0, 0.0, 260.0, ("round-1/rollout",), None),
             StageRow("round-1/dpo", 40, 40, 0, {}, 0, 0, 0.0, 122.0, (), 5_000_000_000),
         ),
+        distributions=(distribution(1, "risky", "reward", [1.6, 1.9, 2.0], [0.1, 0.4, 0.2], 2.0),),
+        counts={"risky prompts, dev": 24, "preference pairs, round 1": 3},
+        settings={"seed": 0, "dpo.beta": 0.1},
         samples=(sample(),),
         caveats=("The judge is a word list, so a polite refusal in other words counts as complying.", "One seed."),
     )

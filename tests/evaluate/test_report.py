@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import random
 from html.parser import HTMLParser
@@ -9,11 +10,12 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image as Pixels
 
-from dream_ray.evaluate.report import MAX_BYTES, MAX_TEXT, ChatRow, ReportData, StageRow, build_report
-from dream_ray.records import Risk, Turn
+from dream_ray.evaluate.page import MAX_TEXT
+from dream_ray.evaluate.report import MAX_BYTES, ChatRow, ReportData, StageRow, build_report
+from dream_ray.records import Metric, Risk, Turn
 from tests.evaluate.conftest import png, sample
 
-VOID = {"meta", "img", "br", "link", "input", "hr", "line", "path", "circle", "rect"}
+VOID = {"meta", "img", "br", "link"}
 LOADERS = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
 
 
@@ -48,7 +50,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "style" not in self.open and "script" not in self.open:
             (self.hidden if self.concealed else self.visible).append(data)
 
     def text(self, concealed: bool) -> str:
@@ -71,6 +73,8 @@ def hostile(data: ReportData) -> ReportData:
         rounds=tuple(dataclasses.replace(row, reason=HOSTILE) for row in data.rounds),
         stages=(stage,),
         samples=(dataclasses.replace(base, observations=observations),),
+        student=HOSTILE,
+        counts={HOSTILE: 1},
         caveats=(HOSTILE,),
     )
 
@@ -104,9 +108,9 @@ def test_markup_in_any_text_stays_text(report_data: ReportData) -> None:
     html = build_report(hostile(report_data))
     page = Page(html)
     assert page.open == []
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert "<script" not in html.lower()
+    assert html.lower().count("<script") == 1
     assert "&lt;script&gt;" in html
     assert HOSTILE in page.text(concealed=True)
 
@@ -122,17 +126,22 @@ def test_nothing_is_fetched_from_elsewhere(report_data: ReportData) -> None:
         (tag, value) for tag, attributes in page.elements for name, value in attributes.items() if name in LOADERS
     ]
     assert loaded
+    assert loaded.pop(0) == ("link", "data:,")  # no icon, or the browser would ask for one
+    assert loaded
     assert all(tag == "img" and (value or "").startswith("data:image/jpeg;base64,") for tag, value in loaded)
     policies = [item["content"] for tag, item in page.elements if tag == "meta" and "http-equiv" in item]
     assert len(policies) == 1
     assert (policies[0] or "").startswith("default-src 'none'; img-src data:;")
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in (policies[0] or "")
 
 
 def test_a_link_in_an_answer_is_no_resource(report_data: ReportData) -> None:
     linked = dataclasses.replace(report_data, samples=(sample(chosen="see https://example.org/help"),))
     page = Page(build_report(linked))
     assert "see https://example.org/help" in page.text(concealed=True)
-    assert not [tag for tag, _ in page.elements if tag in ("a", "link", "script", "iframe", "object")]
+    assert not [tag for tag, _ in page.elements if tag in ("a", "iframe", "object")]
 
 
 def test_nothing_of_a_pair_is_seen_before_a_click(report_data: ReportData) -> None:
@@ -177,9 +186,10 @@ def test_the_page_stays_small_whatever_it_is_given(report_data: ReportData) -> N
     pair = dataclasses.replace(sample(text="<" * 50_000), images=(buffer.getvalue(),) * 6)
     html = build_report(dataclasses.replace(report_data, samples=(pair,) * 40))
     assert len(html.encode()) <= MAX_BYTES
-    shown = html.count("<summary>Pair ")
+    shown = html.count('<details class="sample"')
     assert shown > 0
-    assert f"{shown} of 40 are shown." in html
+    assert f"{40 - shown} more were left out" in html
+    assert f"This page is about {len(html.encode()) / 1e6:.1f} MB" in html
     assert f"(cut here, {50_000 - MAX_TEXT} more characters)" in html
 
 
@@ -209,22 +219,41 @@ def test_a_run_without_rounds_pairs_and_caveats_has_no_empty_sections(report_dat
     metrics = tuple(row for row in report_data.metrics if row.policy in ("base", "policy-0"))
     stage = StageRow("ingest", 0, 0, 0, {}, 0, 0, 0.0, 0.0, (), None)
     data = dataclasses.replace(
-        report_data, standing="policy-0", rounds=(), metrics=metrics, samples=(), caveats=(), stages=(stage,)
+        report_data,
+        standing="policy-0",
+        rounds=(),
+        metrics=metrics,
+        samples=(),
+        caveats=(),
+        stages=(stage,),
+        distributions=(),
+        counts={},
     )
     page = Page(build_report(data))
     assert page.open == []
     text = page.text(concealed=False)
     assert "No round of preference optimisation was run." in text
-    for section in ("Preference pairs", "What this run cannot tell", "Rounds"):
+    for section in ("Samples", "What this run cannot tell", "Chosen and rejected", "Data ", "Other numbers"):
         assert section not in text
 
 
-def test_a_benign_pair_says_so(report_data: ReportData) -> None:
-    pair = sample()
-    pair = dataclasses.replace(pair, observations=(), pair=dataclasses.replace(pair.pair, risk=Risk.BENIGN))
-    page = Page(build_report(dataclasses.replace(report_data, samples=(pair,))))
-    assert "Pair 1: benign prompt" in page.text(concealed=False)
+def test_a_benign_sample_says_so(report_data: ReportData) -> None:
+    one = sample()
+    one = dataclasses.replace(one, observations=(), prompt=dataclasses.replace(one.prompt, risk=Risk.BENIGN))
+    page = Page(build_report(dataclasses.replace(report_data, samples=(one,))))
+    assert "benign prompt" in page.text(concealed=False)
     assert "the teacher found nothing risky" in page.text(concealed=True)
+
+
+def test_numbers_of_benchmarks_have_their_own_table(report_data: ReportData) -> None:
+    rows = [
+        Metric("policy-1", "siuo", "safe", "all", 0.5, 10, 0.2, 0.8, 0),
+        Metric("base", "dev", "asr", "all", None, 0, None, None, 3),
+    ]
+    data = dataclasses.replace(report_data, metrics=(*report_data.metrics, *rows))
+    text = Page(build_report(data)).text(concealed=False)
+    assert "safe, all (siuo) \N{EN DASH} \N{EN DASH} 50%" in text
+    assert "asr, all (dev) \N{EN DASH} n 0, 3 unjudged" in text
 
 
 def test_a_standing_policy_without_metrics_is_an_error(report_data: ReportData) -> None:

@@ -1,0 +1,169 @@
+"""What is written from a run directory, and what is never in it."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from dream_ray.cli import app
+from dream_ray.config import ConfigError
+from dream_ray.pipeline.reporting import write_comparison, write_report
+from dream_ray.records import Prompt
+from tests.pipeline.run_dirs import MARKS, PER_SPLIT, REFUSED, RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    RunDir(tmp_path / "one").whole()
+    return tmp_path / "one"
+
+
+def test_no_ray_is_started(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a report started Ray"))
+    write_report(str(run_dir))
+
+
+def test_page_json_csv_and_card_hold_the_same_numbers(run_dir: Path) -> None:
+    written = write_report(str(run_dir))
+    page = (run_dir / "report.html").read_text()
+    assert written.size == len(page.encode())
+    content = json.loads((run_dir / "metrics.json").read_text())
+    with (run_dir / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["value"] for row in rows] == [
+        "" if metric["value"] is None else str(metric["value"]) for metric in content["metrics"]
+    ]
+    (safe,) = [
+        metric
+        for metric in content["metrics"]
+        if (metric["policy"], metric["split"], metric["name"], metric["slice"])
+        == ("policy-1", "held_out", "safe", "all")
+    ]
+    assert (safe["value"], safe["n"]) == (0.9, PER_SPLIT)
+    card = (run_dir / "model_card.md").read_text()
+    for text in (page, card):
+        assert "90%" in text
+    assert content["standing"] == "policy-1"
+    assert content["counts"]["preference pairs, round 2"] == 2 * PER_SPLIT
+    assert "| preference pairs, round 2 | 20 |" in card
+
+
+def test_the_same_directory_gives_the_same_files(run_dir: Path) -> None:
+    names = ("report.html", "metrics.json", "metrics.csv", "model_card.md")
+    write_report(str(run_dir))
+    first = [(run_dir / name).read_bytes() for name in names]
+    write_report(str(run_dir))
+    assert [(run_dir / name).read_bytes() for name in names] == first
+
+
+def test_a_moved_directory_keeps_its_pictures(run_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.move(run_dir, moved)
+    write_report(str(moved))
+    page = (moved / "report.html").read_text()
+    assert page.count('<img src="data:image/jpeg') > 20
+    assert "could not be shown" not in page
+
+
+def test_shares_by_the_source_that_the_teacher_saw(run_dir: Path) -> None:
+    write_report(str(run_dir))
+    found = {
+        (row["policy"], row["slice"]): (row["value"], row["n"])
+        for row in json.loads((run_dir / "metrics.json").read_text())["metrics"]
+        if row["split"] == "dev" and row["slice"].startswith("text in")
+    }
+    # Odd numbers stand in the image, 3 was overlooked: 1, 5, 7, 9; even ones in the instruction: 0, 2, 4, 6, 8.
+    assert found["policy-0", "text in the image"] == (2 / 4, 4)  # refuses 0 to 6
+    assert found["policy-0", "text instruction"] == (4 / 5, 5)
+
+
+def test_nothing_risky_or_private_is_in_the_card_or_on_the_terminal(run_dir: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(run_dir)])
+    assert done.exit_code == 0, done.output
+    card = (run_dir / "model_card.md").read_text()
+    numbers = (run_dir / "metrics.json").read_text() + (run_dir / "metrics.csv").read_text()
+    for mark in MARKS:
+        assert mark in (run_dir / "report.html").read_text()
+        assert mark not in card + numbers + done.output
+    assert "tiny-student" in card
+    assert "/somewhere" not in card
+    assert str(run_dir) not in card
+    assert "report.html (0." in done.output
+    assert "90% [60, 98] n=10" in done.output
+    assert "policy that stands: policy-1" in done.output
+
+
+def test_a_half_done_run_says_so(tmp_path: Path) -> None:
+    RunDir(tmp_path).whole(rounds=1)
+    write_report(str(tmp_path))
+    assert "This run is not finished." in (tmp_path / "report.html").read_text()
+    assert "not finished" in (tmp_path / "model_card.md").read_text()
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+    made = RunDir(tmp_path)
+    made.stage("ingest", Prompt, made.prompts)
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "none was evaluated yet" in done.output
+    assert "No trained policy has been evaluated yet." in (tmp_path / "report.html").read_text()
+    assert "No trained policy has been evaluated yet." in (tmp_path / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare", "also/nothing"]])
+def test_what_is_no_run_ends_with_a_paragraph(command: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*command, str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is no run directory" in " ".join(done.stderr.split())
+
+
+def test_a_run_without_a_finished_stage_has_nothing_to_report(tmp_path: Path) -> None:
+    RunDir(tmp_path)
+    with pytest.raises(ConfigError, match="nothing to report"):
+        write_report(str(tmp_path))
+
+
+def test_runs_are_compared_prompt_by_prompt(run_dir: Path, tmp_path: Path) -> None:
+    RunDir(tmp_path / "two", dpo={"beta": 0.3}).whole(refused=REFUSED | {"policy-1": (6, 0)})
+    done = CliRunner().invoke(
+        app, ["compare", str(run_dir), str(tmp_path / "two"), "--output", str(tmp_path / "c" / "both.html")]
+    )
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "c" / "both.html").read_text()
+    text = " ".join(re.sub("<[^>]*>", " ", page.split("</style>")[1].split("<script>")[0]).split())
+    # The first run's policy-1 refuses 9 risky and 2 benign prompts of a split, the second's 6 and 0: all of them its own.
+    assert "held_out safe -30 points" in text
+    assert re.search(r"held_out safe -30 points -\d+ to \+?-?\d+ 10 0 3 0", text)
+    assert re.search(r"held_out over-refusal -20 points -\d+ to \+?-?\d+ 10 0 2 0", text)
+    assert "dpo.beta 0.1 0.3" in text
+    assert "dpo.epochs" not in text
+    assert "90% [60, 98] n=10" in done.output
+    assert "both.html" in done.output
+    for mark in MARKS:
+        assert mark not in page + done.output
+
+
+def test_runs_without_common_prompts_are_not_paired(run_dir: Path, tmp_path: Path) -> None:
+    other = RunDir(tmp_path / "two")
+    other.prompts = [row.__class__(**{**row.__dict__, "prompt_id": f"other-{row.prompt_id}"}) for row in other.prompts]
+    other.whole()
+    write_comparison([str(run_dir), str(tmp_path / "two")], str(tmp_path / "c.html"))
+    assert "no prompt was evaluated by both runs" in (tmp_path / "c.html").read_text()
+
+
+def test_folders_of_one_name_are_told_apart(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "b" / "one")
+    written = write_comparison([str(run_dir), str(tmp_path / "b" / "one")], str(tmp_path / "c.html"))
+    assert list(written.runs) == ["one (1)", "one (2)"]
+    assert "None: the runs have the same settings." in (tmp_path / "c.html").read_text()
+
+
+def test_one_run_is_no_comparison(run_dir: Path) -> None:
+    done = CliRunner().invoke(app, ["compare", str(run_dir)])
+    assert done.exit_code == 2
+    assert "needs two or more" in " ".join(done.stderr.split())
