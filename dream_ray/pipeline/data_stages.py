@@ -79,7 +79,7 @@ def ingest(run: Run) -> Done:
         "images": config.images.model_dump(mode="json"),
         "part_rows": config.part_rows,
     }
-    plan = run.plan("ingest", 1, settings, {})
+    plan = run.plan("ingest", 2, settings, {})
     if done := run.done(plan):
         return done
 

@@ -87,6 +87,12 @@ class Ingest:
             category=raw.category,
             twin_id=raw.twin_id,
             reference_answer=raw.reference_answer,
+            subset=raw.subset,
+            group=raw.group,
+            options=raw.options,
+            correct_option=raw.correct_option,
+            safety_warning=raw.safety_warning,
+            observations=raw.observations,
         )
 
     def _store(self, image: RawImage) -> Image:

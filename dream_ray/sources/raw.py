@@ -6,7 +6,7 @@ into `Prompt`s. A reader never opens an image and never stops at a bad row.
 
 from dataclasses import dataclass
 
-from dream_ray.records import Risk, RiskOrigin, Split
+from dream_ray.records import Observation, Risk, RiskOrigin, Split
 from dream_ray.taxonomy import Category
 
 
@@ -35,11 +35,17 @@ class RawPrompt:
     source_id: str
     split: Split
     turns: tuple[RawTurn, ...]
-    risk: Risk | None
-    risk_origin: RiskOrigin | None
-    category: Category | None
-    twin_id: str | None
-    reference_answer: str | None
+    risk: Risk | None = None
+    risk_origin: RiskOrigin | None = None
+    category: Category | None = None
+    twin_id: str | None = None
+    reference_answer: str | None = None
+    subset: str | None = None
+    group: str | None = None
+    options: tuple[str, ...] = ()
+    correct_option: str | None = None
+    safety_warning: str | None = None
+    observations: tuple[Observation, ...] | None = None
 
 
 @dataclass(frozen=True)
