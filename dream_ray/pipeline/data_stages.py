@@ -18,7 +18,6 @@ from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
     WorkItem,
-    digest_of,
     in_splits,
     part_name,
     part_rows,
@@ -29,7 +28,10 @@ from dream_ray.pipeline.parts import (
 )
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
+from dream_ray.sources.format import source_name
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
+from dream_ray.sources.registry import Census, content_digest
+from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
 
@@ -73,7 +75,7 @@ def ingest(run: Run) -> Done:
     config = run.config
     settings = {
         "sources": [
-            source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
+            source.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(source)}
             for source in config.sources
         ],
         "images": config.images.model_dump(mode="json"),
@@ -97,11 +99,15 @@ def ingest(run: Run) -> Done:
     def work() -> Mapping[str, Outcome]:
         # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
         items = []
+        repaired: dict[str, dict[str, int]] = {}
         for source_index, source in enumerate(config.sources):
-            for split, index, rows in blocks(source, config.part_rows):
+            census = Census(source)
+            for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
                 part = part_name(split, source_index, index)
                 write_part(raw_uri, part, raw_table(rows))
                 items.append(WorkItem("ingest", part, len(rows)))
+            if census.repaired:
+                repaired[f"{source_index}-{source_name(source)}"] = dict(census.repaired)
         tallies = run_pass(
             "ingest",
             items,
@@ -111,7 +117,7 @@ def ingest(run: Run) -> Done:
             config.max_failure_rate,
         )
         files.delete_folder(raw_uri)
-        return {"ingest": Outcome(tallies["ingest"])}
+        return {"ingest": Outcome(tallies["ingest"], {"repaired": repaired} if repaired else {})}
 
     return run.carry_out([plan], work)[0]
 
