@@ -398,10 +398,21 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ConfigError(_explain(path, error)) from None
 
 
-def _explain(path: str | Path, error: ValidationError) -> str:
+def load_source(form: str, path: str, settings: list[str]) -> SourceConfig:
+    """A source from the command line; `settings` are its other keys as key=value. Raises ConfigError."""
+    tree: dict[str, Any] = {"format": form, "path": path}
+    for assignment in settings:
+        tree = _override(tree, assignment)
+    try:
+        return SourceConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain("source", error, SourceConfig)) from None
+
+
+def _explain(path: str | Path, error: ValidationError, root: type[Section] | None = None) -> str:
     problems = []
     for item in error.errors():
-        parts, fields_there = _walk(item["loc"])
+        parts, fields_there = _walk(item["loc"], root or Config)
         key = ".".join(parts)
         if item["type"] == "extra_forbidden":
             known = ", ".join(fields_there)
@@ -415,9 +426,9 @@ def _explain(path: str | Path, error: ValidationError) -> str:
     )
 
 
-def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+def _walk(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], list[str]]:
     """An error's location as the user writes it, and the names that are allowed where it ends."""
-    section: Any = Config
+    section: Any = root
     parts: list[str] = []
     choices: dict[str, Any] = {}
     for part in location:

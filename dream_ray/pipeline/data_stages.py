@@ -14,8 +14,10 @@ import ray
 import ray.data
 
 from dream_ray import files
+from dream_ray.config import ConfigError
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
+    StageFailed,
     Target,
     WorkItem,
     in_splits,
@@ -102,10 +104,13 @@ def ingest(run: Run) -> Done:
         repaired: dict[str, dict[str, int]] = {}
         for source_index, source in enumerate(config.sources):
             census = Census(source)
-            for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
-                part = part_name(split, source_index, index)
-                write_part(raw_uri, part, raw_table(rows))
-                items.append(WorkItem("ingest", part, len(rows)))
+            try:
+                for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
+                    part = part_name(split, source_index, index)
+                    write_part(raw_uri, part, raw_table(rows))
+                    items.append(WorkItem("ingest", part, len(rows)))
+            except ConfigError as error:
+                raise StageFailed(f"ingest: {error}") from None
             if census.repaired:
                 repaired[f"{source_index}-{source_name(source)}"] = dict(census.repaired)
         tallies = run_pass(

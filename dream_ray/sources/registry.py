@@ -37,11 +37,14 @@ FORMATS: Mapping[str, Format] = {
 def read(source: SourceConfig) -> Iterator[Row]:
     """The rows of a source. Raises ConfigError where its folder does not hold what the format is read from."""
     layout = FORMATS[source.format]
-    return (
-        _configured(row, source) if isinstance(row, RawPrompt) else row
-        for row in layout.read(source, find_tables(source, layout))
-        if not isinstance(row, RawPrompt) or not source.subsets or row.subset in source.subsets
-    )
+    for row in layout.read(source, find_tables(source, layout)):
+        if isinstance(row, RawPrompt):
+            if not source.subsets or row.subset in source.subsets:
+                yield _configured(row, source)
+        elif isinstance(row, BadRow) and source.name:
+            yield replace(row, row_id=f"{source.name}/{row.row_id}")
+        else:
+            yield row
 
 
 def _configured(row: RawPrompt, source: SourceConfig) -> RawPrompt:
