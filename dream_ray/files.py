@@ -79,6 +79,13 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty where it is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
 def list_tree(uri: str) -> list[str]:
     """Paths (as `resolve` gives them) of all files below a folder, sorted; empty where the folder is absent."""
     filesystem, path = resolve(uri)

@@ -29,7 +29,7 @@ class Terms(StrEnum):
 class Format:
     """A layout of prompts on disk.
 
-    `tables` are the files with the rows, relative to the source's folder, `*` for any name; with `first_only` those of the
+    `tables` are the files with the rows, relative to the source's folder, `*` for any name or folder; with `first_only` those of the
     first pattern that is there, else of all. `counts` gives the rows of each subset as published ("all" where a set has no
     subsets), several where there are several releases.
     """
@@ -57,9 +57,10 @@ def find_tables(source: SourceConfig, layout: Format) -> list[str]:
         if found and layout.first_only:
             break
         folder, _, leaf = pattern.rpartition("/")
-        uri = files.join(source.path, folder) if folder else source.path
-        names = (path.rsplit("/", 1)[-1] for path in files.list_files(uri))
-        found += [files.join(uri, name) for name in names if fnmatch(name, leaf)]
+        for name in files.list_folders(source.path) if folder == "*" else [folder]:
+            uri = files.join(source.path, name) if name else source.path
+            leaves = (path.rsplit("/", 1)[-1] for path in files.list_files(uri))
+            found += [files.join(uri, leaf_name) for leaf_name in leaves if fnmatch(leaf_name, leaf)]
     if found:
         return found
     there = "holds none of" if files.exists(source.path) else "is not there, so it holds none of"

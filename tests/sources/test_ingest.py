@@ -83,7 +83,7 @@ def test_a_bad_image_costs_its_row(tmp_path: Path, content: bytes | None, reason
     assert (prompt.images[0].width, prompt.images[0].origin) == (8, "file")
     assert Path(prompt.images[0].uri).read_bytes() == png(form="WEBP")
     error = from_row(ErrorRow, outcomes[1]["error"])
-    assert (error.row_id, error.reason, outcomes[1]["record"]) == ("mine/prompts:bad", reason, None)
+    assert (error.row_id, error.reason, outcomes[1]["record"]) == ("mine:bad", reason, None)
 
 
 def test_an_image_from_the_web_is_not_fetched(tmp_path: Path) -> None:
