@@ -29,9 +29,9 @@ class Terms(StrEnum):
 class Format:
     """A layout of prompts on disk.
 
-    `tables` are the files with the rows, relative to the source's folder, `*` for any name or folder; with `first_only` those of the
-    first pattern that is there, else of all. `counts` gives the rows of each subset as published ("all" where a set has no
-    subsets), several where there are several releases.
+    `tables` are the files with the rows, relative to the source's folder, `*` for any name or folder; with `first_only`
+    those of the first pattern that is there, else of all. `counts` gives the rows of each subset as published ("all" where
+    a set has no subsets), several where there are several releases.
     """
 
     name: str
