@@ -107,7 +107,10 @@ def _embodied(source: SourceConfig, row: _EmbodiedRow | BadRow, key: str, base: 
     if isinstance(row, BadRow):
         yield row
         return
-    for number, (safe, unsafe) in enumerate(zip(row.safe_instructions, row.unsafe_instructions, strict=False)):
+    if len(row.safe_instructions) != len(row.unsafe_instructions):
+        yield BadRow(key, "bad_row", "not as many safe as unsafe instructions")
+        return
+    for number, (safe, unsafe) in enumerate(zip(row.safe_instructions, row.unsafe_instructions, strict=True)):
         yield from _pair(
             source, f"{key}-{number}", "embodied", row.category, ((safe, row.safe), (unsafe, row.unsafe)), base
         )
