@@ -51,7 +51,7 @@ def test_the_dream_release_through_ingest(shared_data: Path, tmp_path: Path) -> 
         done = ingest(Run(config, str(tmp_path / "run")))
     assert (done.manifest.rows_out, done.manifest.failed) == (2977, 0)
     assert done.manifest.extra["repaired"]["0-dream"]["content_prefix_cut"] == 165
-    with connected(config), pytest.raises(StageFailed, match="2977 of 2977 rows failed .* image_missing"):
+    with connected(config), pytest.raises(StageFailed, match=r"2977 of 2977 rows failed .* image_missing"):
         ingest(Run(config_of(source, part_rows=512), str(tmp_path / "without pictures")))
 
 
