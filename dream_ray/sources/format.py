@@ -43,6 +43,8 @@ class Format:
     licence: str = ""
     citation: str = ""
     terms: Terms = Terms.FREE
+    trains: bool = False
+    """Some of its rows are training prompts unless the config says otherwise."""
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

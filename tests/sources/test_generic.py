@@ -138,7 +138,8 @@ def test_an_evaluation_set_never_trains(split: str) -> None:
 
 def test_licences_are_told_where_one_trains() -> None:
     assert "CC BY-NC" in str(check_terms(SourceConfig(format="siuo", path="x", split=Split.TRAIN), "sources.0"))
-    for form in ("mossbench", "figstep", "jsonl"):
+    assert "none stated" in str(check_terms(SourceConfig(format="vlguard", path="x"), "sources.0"))
+    for form in ("mossbench", "figstep", "siuo", "jsonl"):
         assert check_terms(SourceConfig(format=form, path="x"), "sources.0") is None
 
 
