@@ -53,7 +53,7 @@ def _read_hub(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
         dataset = datasets.load_dataset(
             source.path, name=source.hub_config or None, split=source.hub_split, streaming=True
         ).decode(False)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"The Hugging Face data set {source.path!r} (hub_config {source.hub_config!r}, hub_split {source.hub_split!r}) "
             f"cannot be opened: {error} Check the three names; without a network, name the folder of a snapshot."
