@@ -140,19 +140,19 @@ def _check_leaks(config: Config, folder_uri: str) -> int:
         index for index, source in enumerate(config.sources) if FORMATS[source.format].terms is Terms.EVALUATION_ONLY
     ]
     repeated, shown = ray.get(leaks.remote(folder_uri, never_trained))
-    if shown:
+    if shown.count:
         sets = ", ".join(config.sources[index].format for index in never_trained)
         raise StageFailed(
-            f"ingest: {len(shown)} training prompts show pictures of {sets}, whose licence forbids training: "
-            f"{', '.join(shown[:3])}. Take these rows out of their source, or leave {sets} out of the config."
+            f"ingest: {shown.count} training prompts show pictures of {sets}, whose licence forbids training: "
+            f"{', '.join(shown.first)}. Take these rows out of their source, or leave {sets} out of the config."
         )
-    if repeated:
+    if repeated.count:
         log.warning(
             "ingest: %d training prompts are held out as well (%s): numbers on them say nothing. Take them out of one.",
-            len(repeated),
-            ", ".join(repeated[:3]),
+            repeated.count,
+            ", ".join(repeated.first),
         )
-    return len(repeated)
+    return int(repeated.count)
 
 
 def disentangle(run: Run, prompts: Done) -> Done:

@@ -7,12 +7,26 @@ reads a part at a time and keeps 16 bytes a held-out prompt.
 
 import hashlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from dream_ray.pipeline.parts import in_splits, part_rows, read_part
 from dream_ray.records import Split
+
+
+@dataclass
+class Leak:
+    """How many training prompts leak, and the first of them as "source:source_id"."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.count += 1
+        self.first = [*self.first, name][:3]
 
 
 def source_index(part: str) -> int:
@@ -35,9 +49,9 @@ def _rows(folder_uri: str, part: str) -> list[dict[str, Any]]:
 
 
 @ray.remote(num_cpus=1)
-def leaks(folder_uri: str, never_trained: Collection[int]) -> tuple[list[str], list[str]]:
-    """Training prompts as "source:source_id": those that repeat a held-out prompt, and those that show a picture of a source
-    in `never_trained` (indices of the config's sources)."""
+def leaks(folder_uri: str, never_trained: Collection[int]) -> tuple[Leak, Leak]:
+    """Training prompts that repeat a held-out prompt, and those that show a picture of a source in `never_trained` (indices
+    of the config's sources)."""
     parts = list(part_rows(folder_uri))
     evaluated: set[bytes] = set()
     guarded: set[bytes] = set()
@@ -48,14 +62,14 @@ def leaks(folder_uri: str, never_trained: Collection[int]) -> tuple[list[str], l
                 dialogue, *pictures = _keys(row, guard)
                 evaluated.add(dialogue)
                 guarded.update(pictures)
-    repeated, shown = [], []
+    repeated, shown = Leak(), Leak()
     for part in parts:
         if in_splits(part, (Split.TRAIN,)) and (evaluated or guarded):
             for row in _rows(folder_uri, part):
                 dialogue, *pictures = _keys(row, bool(guarded))
                 name = f"{row['source']}:{row['source_id']}"
                 if dialogue in evaluated:
-                    repeated.append(name)
+                    repeated.add(name)
                 if not guarded.isdisjoint(pictures):
-                    shown.append(name)
+                    shown.add(name)
     return repeated, shown

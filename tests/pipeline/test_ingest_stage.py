@@ -11,7 +11,7 @@ from PIL import Image
 from dream_ray.config import Config
 from dream_ray.pipeline.cluster import connected
 from dream_ray.pipeline.data_stages import ingest
-from dream_ray.pipeline.leaks import leaks, source_index
+from dream_ray.pipeline.leaks import Leak, leaks, source_index
 from dream_ray.pipeline.parts import StageFailed, part_name, write_part
 from dream_ray.pipeline.run import Run
 from dream_ray.records import Image as StoredImage
@@ -35,8 +35,8 @@ def test_training_prompts_that_are_evaluated_are_found(tmp_path: Path) -> None:
     write_part(folder, part_name(Split.HELD_OUT, 11, 0), to_table(Prompt, held_out[1:]))
     write_part(folder, part_name(Split.TRAIN, 2, 0), to_table(Prompt, training))
     assert source_index(part_name(Split.HELD_OUT, 11, 3)) == 11
-    assert leaks._function(folder, [11]) == (["mine:1"], ["mine:3"])
-    assert leaks._function(folder, []) == (["mine:1"], [])
+    assert leaks._function(folder, [11]) == (Leak(1, ["mine:1"]), Leak(1, ["mine:3"]))
+    assert leaks._function(folder, []) == (Leak(1, ["mine:1"]), Leak())
 
 
 def config_of(*sources: dict[str, Any], **settings: Any) -> Config:
