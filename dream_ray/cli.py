@@ -181,6 +181,41 @@ def compare(
         _print_page("comparison", written.uri, written.size)
 
 
+@app.command()
+def sources(
+    form: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="A format, to check a folder as it.")] = None,
+    path: Annotated[str | None, typer.Argument(help="The folder or file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Other keys of the source.")
+    ] = None,
+) -> None:
+    """List the formats that prompts are read from, or check a folder and count what it holds.
+
+    Example: dream-ray sources vlguard /data/vlguard image_folder=/data/vlguard/train
+    """
+    raise typer.Exit(check_source(form, path, settings or []))
+
+
+def check_source(form: str | None, path: str | None, settings: list[str]) -> int:
+    """Print the formats, or what a source holds; the exit code: FAILED where it is not what was published."""
+    from dream_ray.config import load_source
+    from dream_ray.sources.report import print_formats, print_survey
+    from dream_ray.sources.survey import survey
+
+    console = _console()
+    if form is None or path is None:
+        print_formats(console, form)
+        return OK
+    try:
+        source = load_source(form, path, settings)
+        found = survey(source)
+    except ConfigError as error:
+        _complain(error)
+        return UNUSABLE
+    print_survey(console, source, found)
+    return FAILED if found.prompts == 0 or (found.complaints and not source.partial) else OK
+
+
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
     _prepare_process()

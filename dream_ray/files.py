@@ -6,6 +6,7 @@ knows what the files hold.
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -35,6 +36,12 @@ def exists(uri: str) -> bool:
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def is_file(uri: str) -> bool:
+    """True where there is a file."""
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file. Raises FileNotFoundError, and ValueError where it is larger than `limit` bytes."""
     filesystem, path = resolve(uri)
@@ -45,6 +52,14 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         raise ValueError(f"{uri} has {info.size} bytes, over the limit of {limit}.")
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def read_chunks(uri: str, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a file, `size` bytes at a time. Raises FileNotFoundError."""
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(size):
+            yield bytes(chunk)
 
 
 def write_atomic(uri: str, content: bytes) -> None:
@@ -63,6 +78,20 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty where it is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
+def list_tree(uri: str) -> list[str]:
+    """Paths (as `resolve` gives them) of all files below a folder, sorted; empty where the folder is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    return sorted(info.path for info in infos if info.type == pafs.FileType.File)
 
 
 def delete_folder(uri: str) -> None:

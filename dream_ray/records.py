@@ -74,12 +74,28 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """One risk in a prompt: what is risky, where it stands, which category."""
+
+    content: str
+    source: Source
+    category: Category
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A dialogue to answer: one or more turns, the last one the user's.
 
     `risk`, `risk_origin` and `category` are the source's labels (None where it has none); no training stage reads them,
     evaluation does. `twin_id` is the `source_id` of a risky prompt's benign twin in the same source, and the other way
     round. `reference_answer` is an answer that came with the source.
+
+    The rest is what benchmarks count and judge by. `subset` and `group` are the source's own words for its parts (VLGuard's
+    "unsafes", MM-SafetyBench's "SD_TYPO") and for what it breaks results down by (a scenario, type or category), which
+    `category` holds only where it is one of the nine. `options` are the choices of a multiple-choice question in order,
+    `correct_option` the letter of the right one, A being the first; `text` asks with the choices in it. `safety_warning`
+    says what a safe answer has to heed. `observations` are those that came with the source: None where it has none, empty
+    where it says that there is nothing risky.
     """
 
     prompt_id: str
@@ -92,6 +108,12 @@ class Prompt:
     category: Category | None
     twin_id: str | None
     reference_answer: str | None
+    subset: str | None = None
+    group: str | None = None
+    options: tuple[str, ...] = ()
+    correct_option: str | None = None
+    safety_warning: str | None = None
+    observations: tuple[Observation, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -102,15 +124,6 @@ class Prompt:
     def images(self) -> tuple[Image, ...]:
         """All images of the dialogue in order."""
         return tuple(image for turn in self.turns for image in turn.images)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One risk in a prompt: what is risky, where it stands, which category."""
-
-    content: str
-    source: Source
-    category: Category
 
 
 @dataclass(frozen=True)
@@ -242,7 +255,7 @@ class ErrorRow:
 
 Record = TypeVar("Record")
 
-_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
 
 
 def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
@@ -350,6 +363,12 @@ def make_prompt(
     category: Category | None = None,
     twin_id: str | None = None,
     reference_answer: str | None = None,
+    subset: str | None = None,
+    group: str | None = None,
+    options: Sequence[str] = (),
+    correct_option: str | None = None,
+    safety_warning: str | None = None,
+    observations: Sequence[Observation] | None = None,
 ) -> Prompt:
     """A prompt with the id that its source, its key there and its dialogue give it (images count by their pixels)."""
     content = [[turn.role, turn.text, [image.sha256 for image in turn.images]] for turn in turns]
@@ -364,4 +383,10 @@ def make_prompt(
         category=category,
         twin_id=twin_id,
         reference_answer=reference_answer,
+        subset=subset,
+        group=group,
+        options=tuple(options),
+        correct_option=correct_option,
+        safety_warning=safety_warning,
+        observations=None if observations is None else tuple(observations),
     )

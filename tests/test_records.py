@@ -40,6 +40,12 @@ def a_prompt(text: str = "How are you?") -> Prompt:
         risk=Risk.RISKY,
         risk_origin=RiskOrigin.BOTH,
         category=Category.PRIVACY,
+        subset="mcqa",
+        group="C-3",
+        options=("a walk", "a swim"),
+        correct_option="B",
+        safety_warning="The ice is thin.",
+        observations=(Observation("thin ice", Source.IMAGE_CONTENT, Category.PROFESSIONAL_ADVICE),),
     )
 
 
@@ -52,7 +58,8 @@ def test_round_trip_keeps_every_field() -> None:
         prompt_tokens=3,
         completion_tokens=2,
     )
-    for record in (a_prompt(), found):
+    bare = make_prompt(source="demo", source_id="2", turns=[Turn("user", "Hello", ())])
+    for record in (a_prompt(), bare, found):
         table = to_table(type(record), [record])
         assert table.schema == schema_of(type(record))
         assert from_table(type(record), table) == [record]

@@ -5,6 +5,7 @@ with the same settings it returns at once. What happens to a row is in sources/ 
 from and go to.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,8 +16,11 @@ import ray.data
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_options
+from dream_ray.config import Config, ConfigError
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline.leaks import leaks
 from dream_ray.pipeline.parts import (
+    StageFailed,
     Target,
     WorkItem,
     part_rows,
@@ -28,9 +32,14 @@ from dream_ray.pipeline.parts import (
 from dream_ray.pipeline.plans import in_splits, part_name
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
+from dream_ray.sources.format import Terms, source_name
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
+from dream_ray.sources.registry import FORMATS, Census
+from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
+
+log = logging.getLogger(__name__)
 
 
 def labelled(table: pa.Table | None, job: str, part: str) -> pa.Table:
@@ -90,11 +99,18 @@ def ingest(run: Run) -> Done:
     def work() -> Mapping[str, Outcome]:
         # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
         items = []
+        repaired: dict[str, dict[str, int]] = {}
         for source_index, source in enumerate(config.sources):
-            for split, index, rows in blocks(source, config.part_rows):
-                part = part_name(split, source_index, index)
-                write_part(raw_uri, part, raw_table(rows))
-                items.append(WorkItem("ingest", part, len(rows)))
+            census = Census(source)
+            try:
+                for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
+                    part = part_name(split, source_index, index)
+                    write_part(raw_uri, part, raw_table(rows))
+                    items.append(WorkItem("ingest", part, len(rows)))
+            except ConfigError as error:
+                raise StageFailed(f"ingest: {error}") from None
+            if census.repaired:
+                repaired[f"{source_index}-{source_name(source)}"] = dict(census.repaired)
         tallies = run_pass(
             "ingest",
             items,
@@ -104,9 +120,33 @@ def ingest(run: Run) -> Done:
             config.max_failure_rate,
         )
         files.delete_folder(raw_uri)
-        return {"ingest": Outcome(tallies["ingest"])}
+        extra: dict[str, Any] = {"repaired": repaired} if repaired else {}
+        if repeated := _check_leaks(config, plan.ref.data_uri):
+            extra["training_prompts_also_held_out"] = repeated
+        return {"ingest": Outcome(tallies["ingest"], extra)}
 
     return run.carry_out([plan], work)[0]
+
+
+def _check_leaks(config: Config, folder_uri: str) -> int:
+    """How many training prompts are held out as well. Raises StageFailed where one shows a picture that must not train."""
+    never_trained = [
+        index for index, source in enumerate(config.sources) if FORMATS[source.format].terms is Terms.EVALUATION_ONLY
+    ]
+    repeated, shown = ray.get(leaks.remote(folder_uri, never_trained))
+    if shown.count:
+        sets = ", ".join(config.sources[index].format for index in never_trained)
+        raise StageFailed(
+            f"ingest: {shown.count} training prompts show pictures of {sets}, whose licence forbids training: "
+            f"{', '.join(shown.first)}. Take these rows out of their source, or leave {sets} out of the config."
+        )
+    if repeated.count:
+        log.warning(
+            "ingest: %d training prompts are held out as well (%s): numbers on them say nothing. Take them out of one.",
+            repeated.count,
+            ", ".join(repeated.first),
+        )
+    return int(repeated.count)
 
 
 def disentangle(run: Run, prompts: Done) -> Done:

@@ -33,6 +33,7 @@ from dream_ray.pipeline.store import Manifest, RunStore, StageRef, parquet_files
 from dream_ray.records import Metric, Risk, Split
 from dream_ray.sources.ingest import blocks
 from dream_ray.sources.raw import BadRow, RawPrompt
+from dream_ray.sources.registry import read
 from dream_ray.train.policy import Policy
 
 IMAGE_SAMPLE = 200
@@ -268,7 +269,7 @@ def _read_sources(config: Config) -> _Sources:
     sample: list[str] = []
     seen = 0
     for source_index, source in enumerate(config.sources):
-        for split, index, rows in blocks(source, config.part_rows):
+        for split, index, rows in blocks(read(source), config.part_rows):
             prompts = [row for row in rows if not isinstance(row, BadRow)]
             if not prompts:
                 continue

@@ -247,8 +247,9 @@ def _check_ids(target: Target, tally: Tally) -> None:
     if len(ids) != tally.rows_out or distinct != len(ids):
         raise StageFailed(
             f"{target.ref.key}: {tally.rows_out} rows were counted, the files in {target.ref.data_uri} hold {len(ids)} "
-            f"with {distinct} distinct {id_column}s. Rows were lost or doubled; this is a fault of the program or of the "
-            "storage. Run the same command again: the stage starts afresh."
+            f"with {distinct} distinct {id_column}s. Rows were lost or doubled: two rows of a source have the same id and "
+            "content, or the program or the storage is at fault. Mend the source, or run the same command again: the "
+            "stage starts afresh."
         )
 
 

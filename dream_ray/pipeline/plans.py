@@ -22,6 +22,7 @@ from dream_ray.pipeline.payments import price_of
 from dream_ray.pipeline.store import RunStore, StageRef, fingerprint
 from dream_ray.prompts import Templates, load_templates
 from dream_ray.records import Split
+from dream_ray.sources.registry import content_digest
 from dream_ray.train.policy import Policy
 
 
@@ -127,14 +128,6 @@ def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]
     return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
 
 
-def digest_of(uris: Iterable[str]) -> str:
-    """sha256 over the content of files, in the order given."""
-    digest = hashlib.sha256()
-    for uri in uris:
-        digest.update(hashlib.sha256(files.read_bytes(uri)).digest())
-    return digest.hexdigest()
-
-
 class Planner:
     """Plans the stages of one config on its run directory."""
 
@@ -181,13 +174,13 @@ class Planner:
         config = self.config
         settings = {
             "sources": [
-                source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
+                source.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(source)}
                 for source in config.sources
             ],
             "images": config.images.model_dump(mode="json"),
             "part_rows": config.part_rows,
         }
-        return self.plan("ingest", 1, settings, {})
+        return self.plan("ingest", 2, settings, {})
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""

@@ -5,14 +5,20 @@ that cannot be used, a prompt file that is not there or holds no prompt. It impo
 is no error here: it goes to the errors table.
 """
 
+import logging
+from collections.abc import Iterator
+
 from dream_ray import files
 from dream_ray.chat import cache
 from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig, secret
 from dream_ray.pipeline.payments import run_is_paid
 from dream_ray.prompts import TemplateError, load_templates
-from dream_ray.sources import jsonl
-from dream_ray.sources.raw import BadRow
+from dream_ray.sources.generic import is_hub_name
+from dream_ray.sources.raw import BadRow, RawPrompt, Row
+from dream_ray.sources.registry import check_terms, read
 from dream_ray.train.policy import check_model_folder
+
+log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
@@ -30,19 +36,20 @@ def check(config: Config) -> None:
     except TemplateError as error:
         raise ConfigError(f"templates = {config.templates!r}: {error}") from None
     for index, source in enumerate(config.sources):
-        where = f"sources.{index}.path = {source.path!r}"
-        if not files.exists(source.path):
+        where = f"sources.{index}"
+        if warning := check_terms(source, where):
+            log.warning(warning)
+        where += f".path = {source.path!r}"
+        if not files.exists(source.path) and not is_hub_name(source):
             raise ConfigError(
-                f"{where}: there is no such file. It is read from the folder that the command runs in; name an existing "
-                "prompt file. The demo's prompts are written by `dream-ray demo-prompts`."
+                f"{where}: there is no such file or folder. It is read from the folder that the command runs in; name an "
+                "existing one. The demo's prompts are written by `dream-ray demo-prompts`."
             )
-        rows = jsonl.read(source)
-        first = next(rows, None)
-        if first is None or (isinstance(first, BadRow) and all(isinstance(row, BadRow) for row in rows)):
-            problem = f"; the first line: {first.detail}" if isinstance(first, BadRow) else ""
+        first, problem = _first(read(source))
+        if first is None:
             raise ConfigError(
-                f"{where}: the file holds no usable prompt{problem}. It needs one JSON object a line; docs/prompts.md "
-                "describes the keys."
+                f"{where}: it holds no usable prompt of the format {source.format}{problem}. `dream-ray sources` says what "
+                "each format expects; docs/prompts.md describes the keys of jsonl."
             )
 
 
@@ -65,3 +72,14 @@ def _check_budget(config: Config) -> None:
 
 def _chats(config: Config) -> tuple[ChatConfig, ChatConfig]:
     return config.teacher.chat, config.judge.chat
+
+
+def _first(rows: Iterator[Row]) -> tuple[RawPrompt | None, str]:
+    """The first prompt, None where there is none; and what is wrong with the first bad row before it."""
+    problem = ""
+    for row in rows:
+        if isinstance(row, RawPrompt):
+            return row, problem
+        if isinstance(row, BadRow) and not problem:
+            problem = f"; the first row: {row.detail}"
+    return None, problem
