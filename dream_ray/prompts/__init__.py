@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from dream_ray import files
-from dream_ray.chat.protocol import Task
+from dream_ray.chat.protocol import CHOICES, Task
 
 FIELDS: Mapping[Task, frozenset[str]] = {
     Task.IMAGE_PASS: frozenset(),
@@ -26,6 +26,8 @@ FIELDS: Mapping[Task, frozenset[str]] = {
     Task.HIT: frozenset({"text", "observation", "response"}),
     Task.HELPFULNESS: frozenset({"text", "response"}),
     Task.VERDICT: frozenset({"text", "response"}),
+    **{task: frozenset({"text", "response"}) for task in CHOICES},
+    Task.HEEDS_WARNING: frozenset({"text", "warning", "reference", "response"}),
 }
 """The fields of each task's template; each must stand in it."""
 
