@@ -30,6 +30,18 @@ class Difference:
     left_out: int
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How a number of a benchmark changed from one policy to another. `wants_high` says which way is better."""
+
+    before: str
+    after: str
+    benchmark: str
+    name: str
+    wants_high: bool
+    difference: Difference
+
+
 def paired_bootstrap(
     before: Mapping[str, bool | None], after: Mapping[str, bool | None], seed: int, resamples: int = RESAMPLES
 ) -> Difference:

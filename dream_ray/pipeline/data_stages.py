@@ -5,7 +5,7 @@ with the same settings it returns at once. What happens to a row is in sources/ 
 from and go to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import ray
 import ray.data
 
 from dream_ray import files
+from dream_ray.config import SourceConfig
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
     Target,
@@ -68,18 +69,19 @@ def _actors(run: Run) -> dict[str, Any]:
     }
 
 
-def ingest(run: Run) -> Done:
-    """All prompts of all sources, in parts; every image in the run's image store."""
+def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) -> Done:
+    """All prompts of the sources, the config's unless others are given, in parts; every image in the run's image store."""
     config = run.config
+    sources = sources or config.sources
     settings = {
         "sources": [
             source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
-            for source in config.sources
+            for source in sources
         ],
         "images": config.images.model_dump(mode="json"),
         "part_rows": config.part_rows,
     }
-    plan = run.plan("ingest", 2, settings, {})
+    plan = run.plan(key, 2, settings, {})
     if done := run.done(plan):
         return done
 
@@ -92,18 +94,18 @@ def ingest(run: Run) -> Done:
     def open_images(block: pa.Table) -> pa.Table:
         return labelled(opener(block), *route_of(block))
 
-    target = Target(plan.ref, Prompt, "ingest", "record", "ingest")
+    target = Target(plan.ref, Prompt, key, "record", "ingest")
 
     def work() -> Mapping[str, Outcome]:
         # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
         items = []
-        for source_index, source in enumerate(config.sources):
+        for source_index, source in enumerate(sources):
             for split, index, rows in blocks(source, config.part_rows):
                 part = part_name(split, source_index, index)
                 write_part(raw_uri, part, raw_table(rows))
-                items.append(WorkItem("ingest", part, len(rows)))
+                items.append(WorkItem(key, part, len(rows)))
         tallies = run_pass(
-            "ingest",
+            key,
             items,
             read,
             lambda dataset: dataset.map_batches(open_images, batch_format="pyarrow", batch_size=None),
@@ -111,7 +113,7 @@ def ingest(run: Run) -> Done:
             config.max_failure_rate,
         )
         files.delete_folder(raw_uri)
-        return {"ingest": Outcome(tallies["ingest"])}
+        return {key: Outcome(tallies[key])}
 
     return run.carry_out([plan], work)[0]
 

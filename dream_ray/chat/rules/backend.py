@@ -1,9 +1,9 @@
 """RulesChat: the chat model that is no model.
 
 Contract: answers every task of chat/protocol.py from OCR, the risk lexicon and patterns, offline and deterministically.
-What rules cannot do comes back as a reply without text and a reason: "no_reference" (they cannot write a helpful answer), "no_observations",
-"rules_cannot_judge" (a benchmark's question about what an answer means), a `BadImage` reason, or that of a field that cannot
-be read. They see what is written in a picture, never what it shows, so they name no "image content".
+What rules cannot do comes back as a reply without text and a reason: "no_reference" (they cannot write a helpful answer),
+"no_observations", "rules_cannot_judge" (a benchmark's question about what an answer means), a `BadImage` reason, or that of
+a field that cannot be read. They see what is written in a picture, never what it shows, so they name no "image content".
 """
 
 import asyncio

@@ -30,14 +30,18 @@ STAGE = "judge"
 
 
 async def grade(
-    benchmark: Benchmark, prompt: Prompt, rollout: Rollout, images: Sequence[bytes], chat: ChatModel
+    benchmark: Benchmark, prompt: Prompt, rollout: Rollout, images: Sequence[bytes], chat: ChatModel | None
 ) -> Grade | ErrorRow:
-    """The judge's answers to all questions about one answer; `images` are the encoded images of the prompt in order."""
+    """The judge's answers to all questions about one answer; `images` are the encoded images of the prompt in order.
+
+    `chat` may be None for a benchmark without questions.
+    """
     usage = Usage()
 
     async def answered(question: Question) -> Label:
         if not rollout.text.strip():
             return Label(question.task.value, question.empty, "")
+        assert chat is not None
         request = ChatRequest(question.task, question.fields(prompt, rollout.text), tuple(images))
         return await ask(chat, request, partial(_label, question), usage)
 
@@ -65,7 +69,9 @@ class GradeActor:
     def __init__(self, chat: ChatConfig, images: ImageConfig, services: ChatServices, benchmarks: Mapping[str, str]):
         """`benchmarks` gives the name of the benchmark that a job belongs to."""
         self._images, self._benchmarks = images, benchmarks
-        self._chat = make_chat(chat, services)
+        # Multiple-choice answers are read without a judge, so none is loaded for them.
+        asked = any(BENCHMARKS[name].tasks for name in benchmarks.values())
+        self._chat = make_chat(chat, services) if asked else None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch with `grade` added. Raises ValueError where a row is lost or doubled."""
