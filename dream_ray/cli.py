@@ -65,12 +65,77 @@ def demo_prompts(folder: Annotated[Path, typer.Argument(help="Where the prompts 
     print(f"prompts: {write_demo(folder)}")
 
 
-def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
-    """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="YAML file: student, engine and judge.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run directory, model folder or adapter folder; the config's student unless given. Given again, the "
+            "later ones are compared with the first."
+        ),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(metavar="NAME[=PATH],...", help="Those of the config unless given; PATH is the data.")
+    ] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Where results live; <run_dir>/evaluate unless given.")] = None,
+) -> None:
+    """Measure policies on benchmarks.
+
+    Example: dream-ray evaluate configs/local.yaml --policy runs/local --benchmark xstest=data/xstest
+    """
+    raise typer.Exit(evaluate_policies(str(config), overrides or [], policy or [], benchmark, run_dir))
+
+
+def evaluate_policies(
+    config_path: str, overrides: list[str], policies: list[str], benchmarks: str | None, run_dir: str | None
+) -> int:
+    """Policies on benchmarks with its messages; the exit code."""
+    _log_to_stdout()
+    try:
+        config = load_config(config_path, overrides)
+        target = run_dir or files.join(config.run_dir or f"runs/{config.name}", "evaluate")
+        from dream_ray.pipeline import evaluation
+        from dream_ray.pipeline.store import RunStore
+
+        plan = evaluation.plan(config, policies, benchmarks)
+        RunStore(target).claim(plan.config)
+    except ConfigError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return UNUSABLE
+
+    from dream_ray.evaluate.benchmark_table import render_benchmarks
+    from dream_ray.pipeline.cluster import connected
+    from dream_ray.pipeline.parts import StageFailed
+
+    try:
+        with connected(plan.config):
+            measured, path = evaluation.carry_out(plan, target)
+    except StageFailed as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
+        return STOPPED
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(render_benchmarks(measured.metrics, measured.comparisons))
+    console.print(f"judge: {evaluation.judge_name(plan.config)}", highlight=False)
+    console.print(f"numbers: {path}", soft_wrap=True, highlight=False)
+    return OK
+
+
+def _log_to_stdout() -> None:
+    """Progress lines on stdout, and a SIGTERM that ends the command as Ctrl-C does."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     for name in ("httpx", "httpcore", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _as_interrupt)
+
+
+def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
+    """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
+    _log_to_stdout()
     start = time.monotonic()
     try:
         config = load_config(config_path, overrides)
@@ -109,6 +174,7 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
     """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
+    from dream_ray.evaluate.benchmark_table import render_benchmarks
     from dream_ray.evaluate.table import render_table
 
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -131,7 +197,9 @@ def _print_result(current: "Run", result: "Result", report: str, seconds: float)
             "-" if peak is None else f"{peak / 2**30:.1f}",
         )
     console.print(times)
-    console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
+    metrics = [metric for metrics in result.metrics.values() for metric in metrics]
+    console.print(render_table(metrics))
+    console.print(render_benchmarks(metrics, result.comparisons))
     for round_row in result.rounds:
         console.print(f"round {round_row.number}: {round_row.reason}", highlight=False)
     console.print(
