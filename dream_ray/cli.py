@@ -125,6 +125,41 @@ def evaluate_policies(
     return OK
 
 
+@app.command()
+def sources(
+    form: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="A format, to check a folder as it.")] = None,
+    path: Annotated[str | None, typer.Argument(help="The folder or file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Other keys of the source.")
+    ] = None,
+) -> None:
+    """List the formats that prompts are read from, or check a folder and count what it holds.
+
+    Example: dream-ray sources vlguard /data/vlguard image_folder=/data/vlguard/train
+    """
+    raise typer.Exit(check_source(form, path, settings or []))
+
+
+def check_source(form: str | None, path: str | None, settings: list[str]) -> int:
+    """Print the formats, or what a source holds; the exit code: FAILED where it is not what was published."""
+    from dream_ray.config import load_source
+    from dream_ray.sources.report import print_formats, print_survey
+    from dream_ray.sources.survey import survey
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if form is None or path is None:
+        print_formats(console, form)
+        return OK
+    try:
+        source = load_source(form, path, settings)
+        found = survey(source)
+    except ConfigError as error:
+        Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+        return UNUSABLE
+    print_survey(console, source, found)
+    return FAILED if found.prompts == 0 or (found.complaints and not source.partial) else OK
+
+
 def _log_to_stdout() -> None:
     """Progress lines on stdout, and a SIGTERM that ends the command as Ctrl-C does."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)

@@ -37,15 +37,61 @@ class StudentConfig(Section):
     """Longest prompt + answer in tokens, image tokens included, in sampling and in training."""
 
 
+class ColumnsConfig(Section):
+    """Which column of a table holds what. Those that a table lacks are taken as not known, unless named here."""
+
+    id: str = "id"
+    """The row's name; rows without one are named by their number."""
+    text: str = "text"
+    """What the user asks; the only column that a table needs."""
+    image: str = "image"
+    """A file name, a list of them, or pictures inside the table (as Hugging Face stores them)."""
+    split: str = "split"
+    risk: str = "risk"
+    risk_origin: str = "risk_origin"
+    category: str = "category"
+    group: str = "group"
+    subset: str = "subset"
+    twin: str = "twin"
+    answer: str = "answer"
+    options: str = "options"
+    correct_option: str = "correct_option"
+    safety_warning: str = "safety_warning"
+
+
 class SourceConfig(Section):
     """A set of prompts."""
 
-    format: Literal["jsonl"] = "jsonl"
-    """How the file is laid out; see docs/prompts.md."""
+    format: Literal[
+        "jsonl", "table", "huggingface", "llava", "dream", "vlguard", "spa_vl", "beavertails_v", "siuo", "figstep",
+        "figstep_benign", "mm_safetybench", "mssbench", "mossbench", "xstest", "jailbreakv", "safemt", "mmstar",
+    ] = "jsonl"  # fmt: skip
+    """How it is laid out; `dream-ray sources` lists what each expects."""
     path: str
-    """The file; images are named relative to its folder."""
+    """The file, or the folder in the layout that its publisher gave it; for huggingface a data set's name or snapshot."""
     name: str = ""
     """What the prompts' `source` column says; the file's stem unless set."""
+    split: Split | None = None
+    """What all its prompts may be used for; what the rows or the format say unless set."""
+    subsets: tuple[str, ...] = ()
+    """Only these of the parts that the publisher made (as SD_TYPO of mm_safetybench); all unless set."""
+    image_folder: str = ""
+    """The folder that image names are relative to, where they do not lie where the format expects them."""
+    missing_images: Literal["error", "placeholder"] = "error"
+    """What an image that is not there does: its row fails, or a grey picture marked as placeholder stands in."""
+    observations: Literal["ignore", "use"] = "ignore"
+    """`use`: rows that bring observations (format dream) keep them and are not disentangled by the teacher."""
+    partial: bool = False
+    """The folder holds part of a published set: a count that is not the published one is a warning, not an error."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """For table and huggingface."""
+    risky_values: tuple[str, ...] = ()
+    """For table and huggingface: what the risk column says of risky rows, all others being benign; unless set, the column
+    says `risky` or `benign`."""
+    hub_config: str = ""
+    """For huggingface: the data set's configuration, where it has several."""
+    hub_split: str = "train"
+    """For huggingface: which of the data set's splits is read."""
 
 
 class ImageConfig(Section):
@@ -368,10 +414,21 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ConfigError(_explain(path, error)) from None
 
 
-def _explain(path: str | Path, error: ValidationError) -> str:
+def load_source(form: str, path: str, settings: list[str]) -> SourceConfig:
+    """A source from the command line; `settings` are its other keys as key=value. Raises ConfigError."""
+    tree: dict[str, Any] = {"format": form, "path": path}
+    for assignment in settings:
+        tree = _override(tree, assignment)
+    try:
+        return SourceConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain("source", error, SourceConfig)) from None
+
+
+def _explain(path: str | Path, error: ValidationError, root: type[Section] | None = None) -> str:
     problems = []
     for item in error.errors():
-        parts, fields_there = _walk(item["loc"])
+        parts, fields_there = _walk(item["loc"], root or Config)
         key = ".".join(parts)
         if item["type"] == "extra_forbidden":
             known = ", ".join(fields_there)
@@ -385,9 +442,9 @@ def _explain(path: str | Path, error: ValidationError) -> str:
     )
 
 
-def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+def _walk(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], list[str]]:
     """An error's location as the user writes it, and the names that are allowed where it ends."""
-    section: Any = Config
+    section: Any = root
     parts: list[str] = []
     choices: dict[str, Any] = {}
     for part in location:

@@ -5,6 +5,8 @@ knows what the files hold.
 """
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -34,6 +36,12 @@ def exists(uri: str) -> bool:
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def is_file(uri: str) -> bool:
+    """True where there is a file."""
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file. Raises FileNotFoundError, and ValueError where it is larger than `limit` bytes."""
     filesystem, path = resolve(uri)
@@ -46,11 +54,19 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         return bytes(stream.read())
 
 
+def read_chunks(uri: str, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a file, `size` bytes at a time. Raises FileNotFoundError."""
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(size):
+            yield bytes(chunk)
+
+
 def write_atomic(uri: str, content: bytes) -> None:
     """Write a file under a temporary name and move it to its own, so that no reader sees half of it."""
     filesystem, path = resolve(uri)
     filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"  # machines that share a folder may share a process id
     with filesystem.open_output_stream(temporary) as stream:
         stream.write(content)
     filesystem.move(temporary, path)
@@ -61,6 +77,20 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty where it is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
+def list_tree(uri: str) -> list[str]:
+    """Paths (as `resolve` gives them) of all files below a folder, sorted; empty where the folder is absent."""
+    filesystem, path = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    return sorted(info.path for info in infos if info.type == pafs.FileType.File)
 
 
 def delete_folder(uri: str) -> None:

@@ -265,7 +265,7 @@ class ErrorRow:
 
 Record = TypeVar("Record")
 
-_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
 
 
 def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:

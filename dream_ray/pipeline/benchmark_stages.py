@@ -69,12 +69,12 @@ def _key(policy: Policy, benchmark: Benchmark) -> str:
 
 def benchmark_prompts(run: Run, chosen: BenchmarkConfig) -> Done:
     """The prompts of a benchmark's source. Raises StageFailed where none of them is held out and wanted."""
-    source = chosen.source.model_copy(update={"split": Split.HELD_OUT})
-    done = ingest(run, f"benchmarks/{chosen.name}/prompts", (source,))
+    done = ingest(run, f"benchmarks/{chosen.name}/prompts", (chosen.source,))
     if not ray.get(_count.remote(chosen.name, done.ref.data_uri)):
         raise StageFailed(
             f"benchmarks/{chosen.name}: {chosen.source.path} holds no held-out prompt of this benchmark, of "
-            f"{done.manifest.rows_out} that were read as {chosen.source.format}. docs/evaluate.md says which data it needs."
+            f"{done.manifest.rows_out} that were read as {chosen.source.format}. docs/evaluate.md says which data it needs; "
+            "prompts of your own need the split held_out."
         )
     return done
 

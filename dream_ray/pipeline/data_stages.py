@@ -14,12 +14,12 @@ import ray
 import ray.data
 
 from dream_ray import files
-from dream_ray.config import SourceConfig
+from dream_ray.config import ConfigError, SourceConfig
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.parts import (
+    StageFailed,
     Target,
     WorkItem,
-    digest_of,
     in_splits,
     part_name,
     part_rows,
@@ -30,7 +30,10 @@ from dream_ray.pipeline.parts import (
 )
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
+from dream_ray.sources.format import source_name
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
+from dream_ray.sources.registry import Census, content_digest
+from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
 
@@ -75,8 +78,7 @@ def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) 
     sources = sources or config.sources
     settings = {
         "sources": [
-            source.model_dump(mode="json", exclude={"path"}) | {"content": digest_of([source.path])}
-            for source in sources
+            source.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(source)} for source in sources
         ],
         "images": config.images.model_dump(mode="json"),
         "part_rows": config.part_rows,
@@ -99,11 +101,18 @@ def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) 
     def work() -> Mapping[str, Outcome]:
         # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
         items = []
+        repaired: dict[str, dict[str, int]] = {}
         for source_index, source in enumerate(sources):
-            for split, index, rows in blocks(source, config.part_rows):
-                part = part_name(split, source_index, index)
-                write_part(raw_uri, part, raw_table(rows))
-                items.append(WorkItem(key, part, len(rows)))
+            census = Census(source)
+            try:
+                for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
+                    part = part_name(split, source_index, index)
+                    write_part(raw_uri, part, raw_table(rows))
+                    items.append(WorkItem(key, part, len(rows)))
+            except ConfigError as error:
+                raise StageFailed(f"{key}: {error}") from None
+            if census.repaired:
+                repaired[f"{source_index}-{source_name(source)}"] = dict(census.repaired)
         tallies = run_pass(
             key,
             items,
@@ -113,7 +122,7 @@ def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) 
             config.max_failure_rate,
         )
         files.delete_folder(raw_uri)
-        return {key: Outcome(tallies[key])}
+        return {key: Outcome(tallies[key], {"repaired": repaired} if repaired else {})}
 
     return run.carry_out([plan], work)[0]
 

@@ -9,7 +9,6 @@ returns what was counted. It raises StageFailed where rows were lost or doubled,
 config allows. Ray lives here; what happens to a row is in the functions that are passed in.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -227,8 +226,9 @@ def _check_ids(target: Target, tally: Tally) -> None:
     if len(ids) != tally.rows_out or distinct != len(ids):
         raise StageFailed(
             f"{target.ref.key}: {tally.rows_out} rows were counted, the files in {target.ref.data_uri} hold {len(ids)} "
-            f"with {distinct} distinct {id_column}s. Rows were lost or doubled; this is a fault of the program or of the "
-            "storage. Run the same command again: the stage starts afresh."
+            f"with {distinct} distinct {id_column}s. Rows were lost or doubled: two rows of a source have the same id and "
+            "content, or the program or the storage is at fault. Mend the source, or run the same command again: the "
+            "stage starts afresh."
         )
 
 
@@ -267,11 +267,3 @@ class _Progress:
             left,
             tally.failed,
         )
-
-
-def digest_of(uris: Iterable[str]) -> str:
-    """sha256 over the content of files, in the order given."""
-    digest = hashlib.sha256()
-    for uri in uris:
-        digest.update(hashlib.sha256(files.read_bytes(uri)).digest())
-    return digest.hexdigest()

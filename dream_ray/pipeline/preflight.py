@@ -5,15 +5,19 @@ file that is not there or holds no prompt. It imports neither Ray nor torch. A s
 the errors table.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 from dream_ray import files
 from dream_ray.chat.rules.backend import CANNOT_JUDGE
-from dream_ray.config import BenchmarkConfig, ChatConfig, Config, ConfigError
+from dream_ray.config import BenchmarkConfig, ChatConfig, Config, ConfigError, SourceConfig
 from dream_ray.evaluate.benchmarks import BENCHMARKS
-from dream_ray.sources import jsonl
-from dream_ray.sources.raw import BadRow
+from dream_ray.sources.generic import is_hub_name
+from dream_ray.sources.raw import BadRow, RawPrompt, Row
+from dream_ray.sources.registry import check_terms, read
 from dream_ray.train.policy import check_model_folder
+
+log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
@@ -21,20 +25,25 @@ def check(config: Config) -> None:
     check_model_folder(config.student.model)
     check_benchmarks(config.evaluate.benchmarks, config.judge.chat)
     for index, source in enumerate(config.sources):
-        where = f"sources.{index}.path = {source.path!r}"
-        if not files.exists(source.path):
-            raise ConfigError(
-                f"{where}: there is no such file. It is read from the folder that the command runs in; name an existing "
-                "prompt file. The demo's prompts are written by `dream-ray demo-prompts`."
-            )
-        rows = jsonl.read(source)
-        first = next(rows, None)
-        if first is None or (isinstance(first, BadRow) and all(isinstance(row, BadRow) for row in rows)):
-            problem = f"; the first line: {first.detail}" if isinstance(first, BadRow) else ""
-            raise ConfigError(
-                f"{where}: the file holds no usable prompt{problem}. It needs one JSON object a line; docs/prompts.md "
-                "describes the keys."
-            )
+        if warning := check_terms(source, f"sources.{index}"):
+            log.warning(warning)
+        _check_source(source, f"sources.{index}")
+
+
+def _check_source(source: SourceConfig, where: str) -> None:
+    """Raise ConfigError for a source that is not there or holds no prompt."""
+    where += f".path = {source.path!r}"
+    if not files.exists(source.path) and not is_hub_name(source):
+        raise ConfigError(
+            f"{where}: there is no such file or folder. It is read from the folder that the command runs in; name an "
+            "existing one. The demo's prompts are written by `dream-ray demo-prompts`."
+        )
+    first, problem = _first(read(source))
+    if first is None:
+        raise ConfigError(
+            f"{where}: it holds no usable prompt of the format {source.format}{problem}. `dream-ray sources` says what "
+            "each format expects; docs/prompts.md describes the keys of jsonl."
+        )
 
 
 def check_benchmarks(chosen: Sequence[BenchmarkConfig], judge: ChatConfig) -> None:
@@ -46,11 +55,6 @@ def check_benchmarks(chosen: Sequence[BenchmarkConfig], judge: ChatConfig) -> No
                 f"evaluate.benchmarks names {item.name!r} {names.count(item.name)} times, so its numbers would be mixed. Name "
                 "it once; to measure on other data, use another run directory."
             )
-        if item.source.format != "huggingface" and not files.exists(item.source.path):
-            raise ConfigError(
-                f"The data of the benchmark {item.name} is to lie in {item.source.path!r}, but there is nothing. "
-                "docs/evaluate.md says what to download; name the folder or file as it was published."
-            )
         cannot = BENCHMARKS[item.name].tasks & CANNOT_JUDGE
         if judge.backend == "rules" and cannot:
             raise ConfigError(
@@ -58,3 +62,15 @@ def check_benchmarks(chosen: Sequence[BenchmarkConfig], judge: ChatConfig) -> No
                 "judge, which is no model, sees only how it is worded: every answer would end as rules_cannot_judge. Set "
                 "judge.chat to a model, or leave this benchmark out."
             )
+        _check_source(item.source, f"evaluate.benchmarks, {item.name}, source")
+
+
+def _first(rows: Iterator[Row]) -> tuple[RawPrompt | None, str]:
+    """The first prompt, None where there is none; and what is wrong with the first bad row before it."""
+    problem = ""
+    for row in rows:
+        if isinstance(row, RawPrompt):
+            return row, problem
+        if isinstance(row, BadRow) and not problem:
+            problem = f"; the first row: {row.detail}"
+    return None, problem

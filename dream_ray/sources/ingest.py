@@ -1,8 +1,8 @@
 """From a source's rows to `Prompt`s: every image opened, checked, hashed and stored once by its sha256.
 
-Contract: `blocks` cuts a source into tables of at most `rows_per_part` rows of one split, in constant memory; `Ingest`
-turns such a table into prompts and errors. A bad image or row costs that row only. Images
-from the web are refused.
+Contract: `blocks` cuts a source into lists of at most `rows_per_part` rows of one split, in constant memory; `Ingest`
+turns such a list, as a table, into prompts and errors. A bad image or row costs that row only. Images from the web are
+refused.
 """
 
 from collections import defaultdict
@@ -11,29 +11,30 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from dream_ray import files
-from dream_ray.config import ImageConfig, SourceConfig
-from dream_ray.images import BadImage, decode, sha256
+from dream_ray.config import ImageConfig
+from dream_ray.images import BadImage, placeholder, sha256, storable
 from dream_ray.outcomes import outcome_table
 from dream_ray.records import ErrorRow, Image, Prompt, Turn, from_row, make_prompt, schema_of, to_row
-from dream_ray.sources import jsonl
 from dream_ray.sources.raw import BadRow, RawImage, RawPrompt
 
 BAD = "bad"
 """The split of rows that are no prompts, so that their part has a name."""
 
 
-def blocks(source: SourceConfig, rows_per_part: int) -> Iterator[tuple[str, int, list[RawPrompt | BadRow]]]:
-    """The rows of a source as (split, index within the split, rows); every list but a split's last is full."""
+def blocks(
+    rows: Iterable[RawPrompt | BadRow], rows_per_part: int
+) -> Iterator[tuple[str, int, list[RawPrompt | BadRow]]]:
+    """Rows as (split, index within the split, rows); every list but a split's last is full."""
     waiting: dict[str, list[RawPrompt | BadRow]] = defaultdict(list)
     index: dict[str, int] = defaultdict(int)
-    for row in jsonl.read(source):
+    for row in rows:
         split = row.split.value if isinstance(row, RawPrompt) else BAD
         waiting[split].append(row)
         if len(waiting[split]) == rows_per_part:
             yield split, index[split], waiting.pop(split)
             index[split] += 1
-    for split, rows in waiting.items():
-        yield split, index[split], rows
+    for split, left in waiting.items():
+        yield split, index[split], left
 
 
 def raw_table(rows: Iterable[RawPrompt | BadRow]) -> pa.Table:
@@ -96,18 +97,32 @@ class Ingest:
         )
 
     def _store(self, image: RawImage) -> Image:
-        """Check an image and put its bytes into the run's store. Raises BadImage."""
-        if image.uri.startswith(("http://", "https://")):
-            raise BadImage("image_remote", "images from the web are not fetched; bring them beside the prompt file")
-        try:
-            content = files.read_bytes(image.uri, self._limits.max_bytes)
-        except FileNotFoundError:
-            raise BadImage("image_missing", f"{image.uri} does not exist") from None
-        except ValueError as error:
-            raise BadImage("image_too_many_bytes", str(error)) from None
-        pixels = decode(content, self._limits)
-        key = sha256(content)
+        """Check an image and put it into the run's store, in the form that every later stage reads. Raises BadImage."""
+        origin = image.origin
+        content = image.content
+        if content is None:
+            try:
+                content = self._read(image.uri)
+            except FileNotFoundError:
+                if not image.placeholder:
+                    raise BadImage("image_missing", f"{image.uri} does not exist") from None
+                content, origin = placeholder(), "placeholder"
+        stored, pixels = storable(content, self._limits)
+        key = sha256(stored)
         uri = files.join(self._images_uri, key[:2], key)
         if not files.exists(uri):
-            files.write_atomic(uri, content)
-        return Image(key, uri, pixels.width, pixels.height, image.origin)
+            files.write_atomic(uri, stored)
+        return Image(key, uri, pixels.width, pixels.height, origin)
+
+    def _read(self, uri: str) -> bytes:
+        """A file's bytes. Raises FileNotFoundError, and BadImage where it cannot be read otherwise."""
+        if uri.startswith(("http://", "https://")):
+            raise BadImage("image_remote", "images from the web are not fetched; bring them beside the prompt file")
+        try:
+            return files.read_bytes(uri, self._limits.max_bytes)
+        except FileNotFoundError:
+            raise
+        except ValueError as error:
+            raise BadImage("image_too_many_bytes", str(error)) from None
+        except OSError as error:
+            raise BadImage("image_unreadable", str(error)) from None

@@ -5,20 +5,19 @@
 
 Only `id` and `turns` are required. Images are named relative to the file's folder.
 
-Contract: `read` yields a RawPrompt or a BadRow for every line that is not blank and holds one line in memory at a time.
+Contract: a RawPrompt or a BadRow for every line that is not blank; an unknown key is a BadRow, since it may be a typing error.
 """
 
-import io
-import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dream_ray import files
 from dream_ray.config import SourceConfig
 from dream_ray.records import Risk, RiskOrigin, Split
-from dream_ray.sources.raw import BadRow, RawImage, RawPrompt, RawTurn
+from dream_ray.sources.format import Format, image_at, image_base, source_name
+from dream_ray.sources.raw import BadRow, RawPrompt, RawTurn, Row
+from dream_ray.sources.tables import parsed
 from dream_ray.taxonomy import Category
 
 
@@ -42,45 +41,44 @@ class _PromptRow(_Row):
     twin: str | None = None
     answer: str | None = None
     image_origin: str = "file"
+    subset: str | None = None
+    group: str | None = None
 
 
-def source_name(source: SourceConfig) -> str:
-    """What the prompts' `source` column says: the configured name or the file's stem."""
-    return source.name or source.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-
-
-def read(source: SourceConfig) -> Iterator[RawPrompt | BadRow]:
-    """The rows of a file. Raises FileNotFoundError where there is no such file."""
-    folder = source.path.rsplit("/", 1)[0] if "/" in source.path else "."
+def _read(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
     name = source_name(source)
-    filesystem, path = files.resolve(source.path)
-    with filesystem.open_input_stream(path) as stream:
-        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8", errors="replace"), start=1):
-            if line.strip():
-                yield _parse(line, f"{name}:{number}", name, folder)
+    for table in tables:
+        base = image_base(source, table)
+        for row_id, row in parsed(table, _PromptRow):
+            yield row if isinstance(row, BadRow) else _prompt(row, row_id, name, base)
 
 
-def _parse(line: str, row_id: str, name: str, folder: str) -> RawPrompt | BadRow:
-    try:
-        row = _PromptRow.model_validate(json.loads(line))
-    except json.JSONDecodeError as error:
-        return BadRow(row_id, "not_json", f"{error.msg} at column {error.colno}")
-    except ValidationError as error:
-        return BadRow(row_id, "bad_row", "; ".join(_problem(item) for item in error.errors()))
+def _prompt(row: _PromptRow, row_id: str, name: str, base: str) -> RawPrompt | BadRow:
     if row.turns[-1].role != "user":
         return BadRow(row_id, "no_question", "the last turn is not the user's, so there is nothing to answer")
     turns = tuple(
-        RawTurn(turn.role, turn.text, tuple(RawImage(_uri(folder, image), row.image_origin) for image in turn.images))
+        RawTurn(turn.role, turn.text, tuple(image_at(base, image, row.image_origin) for image in turn.images))
         for turn in row.turns
     )
-    return RawPrompt(name, row.id, row.split, turns, row.risk, row.risk_origin, row.category, row.twin, row.answer)
+    return RawPrompt(
+        name,
+        row.id,
+        row.split,
+        turns,
+        risk=row.risk,
+        risk_origin=row.risk_origin,
+        category=row.category,
+        twin_id=row.twin,
+        reference_answer=row.answer,
+        subset=row.subset,
+        group=row.group,
+    )
 
 
-def _uri(folder: str, image: str) -> str:
-    """An image's uri: as written where it is absolute, else below the folder of the prompt file."""
-    return image if "://" in image or image.startswith("/") else files.join(folder, image)
-
-
-def _problem(item: Any) -> str:
-    """One validation error without the row's own text, which may be risky."""
-    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+JSONL = Format(
+    name="jsonl",
+    summary="dream_ray's own: one prompt a line, dialogues and labels included (docs/prompts.md)",
+    expects="one or more .jsonl files; image names are relative to the file.",
+    tables=("*.jsonl",),
+    read=_read,
+)

@@ -1,7 +1,7 @@
 """A prompt as a source gives it: images by uri, not opened yet.
 
-Contract: every reader in this package yields `RawPrompt`s and `BadRow`s, in the order of its file; `ingest.py` turns them
-into `Prompt`s. A reader never opens an image and never stops at a bad row.
+Contract: every reader in this package yields `RawPrompt`s, `BadRow`s and `Repair`s, in the order of its file; `ingest.py`
+turns them into `Prompt`s. A reader never opens an image and never stops at a bad row.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,16 @@ from dream_ray.taxonomy import Category
 
 @dataclass(frozen=True)
 class RawImage:
-    """Where an image lies and how its pixels came to be (file, rendered, drawn, placeholder)."""
+    """Where an image lies and how its pixels came to be (file, rendered, drawn, placeholder).
+
+    `content` is its encoded bytes where the source holds them itself; `uri` then only names it. With `placeholder`, a grey
+    picture marked as such stands in where the file is missing.
+    """
 
     uri: str
-    origin: str
+    origin: str = "file"
+    content: bytes | None = None
+    placeholder: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class RawTurn:
 
     role: str
     text: str
-    images: tuple[RawImage, ...]
+    images: tuple[RawImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,15 @@ class BadRow:
     row_id: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a reader mended in a row that it goes on to yield, or left out of it: which row, a short reason for counting."""
+
+    row_id: str
+    reason: str
+
+
+Row = RawPrompt | BadRow | Repair
+"""What a reader yields."""

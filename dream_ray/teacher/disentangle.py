@@ -92,6 +92,8 @@ class DisentangleActor:
         return outcome_table(Disentanglement, outcomes)
 
     async def _one(self, prompt: Prompt) -> Disentanglement | ErrorRow:
+        if prompt.observations is not None:  # they came with the source, and the config says to use them
+            return Disentanglement(prompt.prompt_id, prompt.observations, 0, 0, 0, 0)
         try:
             contents = await asyncio.to_thread(read_images, prompt.images, self._images)
         except BadImage as error:

@@ -16,7 +16,8 @@ from tests.train.test_policy import COMPLETE, write
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A config whose student is a folder that looks like a model, and whose one benchmark has a file."""
-    (tmp_path / "xstest.jsonl").write_text("")
+    line = {"id": "1", "turns": [{"text": "Hello."}], "split": "held_out", "risk": "benign"}
+    (tmp_path / "xstest.jsonl").write_text(json.dumps(line) + "\n")
     tree = {
         "name": "try",
         "student": {"model": write(tmp_path / "student", COMPLETE)},
@@ -71,7 +72,7 @@ def test_what_needs_no_model_as_judge_is_taken(config: Config, name: str) -> Non
 
 
 def test_missing_data_and_no_benchmark_are_refused(config: Config) -> None:
-    with pytest.raises(ConfigError, match="there is nothing"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         plan(with_benchmark(config, "xstest", "no/such/file.jsonl"), [], None)
     with pytest.raises(ConfigError, match="No benchmark is chosen"):
         plan(with_benchmark(config, "", ""), [], None)

@@ -10,8 +10,8 @@ from PIL import Image
 from dream_ray.config import ImageConfig, SourceConfig
 from dream_ray.records import ErrorRow, Prompt, Split, from_row
 from dream_ray.sources.ingest import BAD, Ingest, blocks, raw_table
-from dream_ray.sources.jsonl import read
 from dream_ray.sources.raw import BadRow, RawPrompt
+from dream_ray.sources.registry import Census, read
 
 
 def png(size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
@@ -46,16 +46,16 @@ def test_lines_become_prompts_or_say_why(tmp_path: Path) -> None:
     assert (good.source, good.split, good.twin_id) == ("mine", Split.DEV, "b")
     assert good.turns[0].images[0].uri == str(tmp_path / "a.png")
     assert [(item.row_id, item.reason) for item in bad if isinstance(item, BadRow)] == [
-        ("mine:2", "not_json"),
-        ("mine:3", "bad_row"),
-        ("mine:4", "bad_row"),
-        ("mine:5", "no_question"),
+        ("mine/prompts:2", "not_json"),
+        ("mine/prompts:3", "bad_row"),
+        ("mine/prompts:4", "bad_row"),
+        ("mine/prompts:5", "no_question"),
     ]
 
 
 def test_blocks_hold_one_split_and_are_full(tmp_path: Path) -> None:
     source = a_file(tmp_path, *[row(str(n), split="train" if n % 2 else "dev") for n in range(10)], "broken")
-    found = [(split, index, len(rows)) for split, index, rows in blocks(source, 2)]
+    found = [(split, index, len(rows)) for split, index, rows in blocks(Census(source).watch(read(source)), 2)]
     assert sorted(found) == [
         (BAD, 0, 1), ("dev", 0, 2), ("dev", 1, 2), ("dev", 2, 1), ("train", 0, 2), ("train", 1, 2), ("train", 2, 1)
     ]  # fmt: skip

@@ -1,0 +1,147 @@
+"""Tables of any layout and Hugging Face snapshots: mapped columns, row by row, whatever the file's form."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dream_ray.config import ConfigError, ImageConfig, SourceConfig
+from dream_ray.records import Prompt, Risk, Split, from_row
+from dream_ray.sources.ingest import Ingest, raw_table
+from dream_ray.sources.raw import BadRow, RawPrompt, Row
+from dream_ray.sources.registry import FORMATS, check_terms, content_digest, read
+from dream_ray.sources.tables import rows
+from dream_ray.taxonomy import Category
+
+ROWS = [
+    {"key": "a", "ask": "How are you?", "label": "safe", "kind": "privacy", "picture": ""},
+    {"key": "b", "ask": "Who lives here?", "label": "unsafe", "kind": "economic harm", "picture": "b.png"},
+]
+
+COLUMNS = {"id": "key", "text": "ask", "risk": "label", "category": "kind", "image": "picture"}
+
+
+def written(folder: Path, suffix: str) -> Path:
+    path = folder / f"mine.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif suffix in ("csv", "tsv"):
+        mark = "," if suffix == "csv" else "\t"
+        lines = [mark.join(ROWS[0]), *(mark.join(row.values()) for row in ROWS)]
+        path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    elif suffix == "json":
+        path.write_text("\ufeff\n " + json.dumps(ROWS), encoding="utf-8")
+    else:
+        path.write_text("\n\n".join(json.dumps(row) for row in ROWS))
+    return path
+
+
+def read_all(**settings: object) -> list[Row]:
+    return list(read(SourceConfig.model_validate(settings)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_a_table_is_read_whatever_its_form(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path, suffix)
+    for source in (str(path), str(tmp_path), f"file://{path}"):
+        found = read_all(format="table", path=source, columns=COLUMNS, risky_values=["Unsafe"], split="dev")
+        assert [row.source_id for row in found if isinstance(row, RawPrompt)] == ["a", "b"]
+    first, second = (row for row in found if isinstance(row, RawPrompt))
+    assert (first.risk, first.category, first.group, first.split) == (
+        Risk.BENIGN, Category.PRIVACY, "privacy", Split.DEV,
+    )  # fmt: skip
+    assert (second.risk, second.category, second.group) == (Risk.RISKY, None, "economic harm")
+    assert (len(first.turns[0].images), len(second.turns[0].images)) == (0, 1)
+
+
+def test_bad_rows_say_what_they_lack_and_never_what_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = ['{"text": "fine", "risk": "risky"}', '{"text": ""}', '{"text": "secret", "risk": "perhaps"}', "[1]", "{",
+             '{"text": "secret", "image": 7}', '{"text": "secret", "split": "lunch"}']  # fmt: skip
+    path.write_text("\n".join(lines))
+    found = read_all(format="table", path=str(path))
+    bad = [row for row in found if isinstance(row, BadRow)]
+    assert [row.row_id for row in bad] == [f"a:{n}" for n in (2, 3, 4, 5, 6, 7)]
+    assert {row.reason for row in bad} == {"bad_row", "not_json"}
+    assert "secret" not in str(bad)
+
+
+def test_a_named_column_has_to_be_there(tmp_path: Path) -> None:
+    (found,) = read_all(format="table", path=str(written(tmp_path, "csv")), columns={"text": "question"})[:1]
+    assert isinstance(found, BadRow)
+    assert "question" in found.detail
+    assert "picture" in found.detail
+
+
+def test_a_broken_file_yields_what_comes_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS)[:-30])
+    *whole, last = [row for _, row in rows(str(path))]
+    assert whole == ROWS[:1]
+    assert isinstance(last, BadRow)
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,2\n1\n1,2,3\n")
+    assert [isinstance(row, BadRow) for _, row in rows(str(path))] == [False, True, True]
+
+
+def a_snapshot(folder: Path) -> Path:
+    """A data set's folder as the hub lays it out, with pictures inside and a card that names two configurations."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (7, 5), "teal").save(buffer, "PNG")
+    import datasets
+
+    rows = {"question": ["What is it?"] * 3, "image": [{"bytes": buffer.getvalue(), "path": None}] * 3}
+    features = datasets.Features({"question": datasets.Value("string"), "image": datasets.Image()})
+    for config in ("one", "two"):
+        (folder / config).mkdir(parents=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / config / "test-00000-of-00001.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {config}\n  data_files:\n  - split: test\n    path: {config}/test-*\n"
+            for config in ("one", "two")
+        )
+        + "---\n"
+    )
+    return folder
+
+
+def test_a_hugging_face_snapshot(tmp_path: Path) -> None:
+    snapshot = a_snapshot(tmp_path / "snapshot")
+    settings = {"format": "huggingface", "path": str(snapshot), "hub_split": "test", "columns": {"text": "question"}}
+    found = [row for row in read_all(**settings, hub_config="two") if isinstance(row, RawPrompt)]
+    outcomes = Ingest(ImageConfig(), str(tmp_path / "store"))(raw_table(found)).to_pylist()
+    records = [from_row(Prompt, row["record"]) for row in outcomes]
+    assert [record.images[0].width for record in records] == [7, 7, 7]
+    with pytest.raises(ConfigError, match="hub_config"):
+        read_all(**settings, hub_config="three")
+
+
+def test_the_digest_follows_the_content(tmp_path: Path) -> None:
+    path = written(tmp_path, "csv")
+    source = SourceConfig(format="table", path=str(path))
+    before = content_digest(source)
+    assert content_digest(source) == before
+    path.write_text(path.read_text().replace("How", "Who"))
+    assert content_digest(source) != before
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_an_evaluation_set_never_trains(split: str) -> None:
+    with pytest.raises(ConfigError, match="may only be evaluated on"):
+        check_terms(SourceConfig(format="mossbench", path="x", split=split), "sources.0")
+
+
+def test_licences_are_told_where_one_trains() -> None:
+    assert "CC BY-NC" in str(check_terms(SourceConfig(format="siuo", path="x", split=Split.TRAIN), "sources.0"))
+    for form in ("mossbench", "figstep", "jsonl"):
+        assert check_terms(SourceConfig(format=form, path="x"), "sources.0") is None
+
+
+def test_the_config_knows_every_format() -> None:
+    names = SourceConfig.model_fields["format"].annotation.__args__  # type: ignore[union-attr]
+    assert set(names) == set(FORMATS)
