@@ -140,4 +140,5 @@ XSTEST = Benchmark(
     questions=_questions,
     tasks=frozenset({Task.COMPLIANCE}),
     measures=OVER_REFUSALS + ATTACKS,
+    slices=(lambda prompt: prompt.group,),
 )
