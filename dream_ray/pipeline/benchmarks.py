@@ -23,7 +23,8 @@ from dream_ray.pipeline.benchmark_stages import (
     held_out_parts,
     wanted_prompts,
 )
-from dream_ray.pipeline.parts import Tally, write_part
+from dream_ray.pipeline.leaks import trained_on
+from dream_ray.pipeline.parts import StageFailed, Tally, write_part
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import read_records
 from dream_ray.records import Grade, Metric, Prompt, Rollout, to_table
@@ -48,6 +49,19 @@ def measure(run: Run, policies: Sequence[Policy], chosen: Sequence[BenchmarkConf
     others = [item for item in answered if item.job.policy != policies[0]]
     comparisons = [row for item in others for row in _compare(run, first[item.job.benchmark.name], item)]
     return Measured(tuple(metrics), tuple(comparisons))
+
+
+def prepare(run: Run, training: Done) -> None:
+    """Ingest the config's benchmarks before anything is trained. Raises StageFailed where one cannot be used, or where the
+    run trains on its prompts."""
+    for chosen in run.config.evaluate.benchmarks:
+        found = ray.get(trained_on.remote(training.ref.data_uri, benchmark_prompts(run, chosen).ref.data_uri))
+        if found:
+            raise StageFailed(
+                f"benchmarks/{chosen.name}: {len(found)} of its prompts are training prompts of this run "
+                f"({', '.join(found[:3])}), so its numbers would say nothing. Take these rows out of the sources, or leave "
+                "the benchmark out."
+            )
 
 
 def _metrics(run: Run, answered: Answered) -> list[Metric]:

@@ -5,6 +5,7 @@ with the same settings it returns at once. What happens to a row is in sources/ 
 from and go to.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray.data
 from dream_ray import files
 from dream_ray.config import ConfigError, SourceConfig
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline.leaks import leaks
 from dream_ray.pipeline.parts import (
     StageFailed,
     Target,
@@ -30,12 +32,14 @@ from dream_ray.pipeline.parts import (
 )
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
-from dream_ray.sources.format import source_name
+from dream_ray.sources.format import Terms, source_name
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
-from dream_ray.sources.registry import Census, content_digest
+from dream_ray.sources.registry import FORMATS, Census, content_digest
 from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import DemonstrateActor
 from dream_ray.teacher.disentangle import DisentangleActor
+
+log = logging.getLogger(__name__)
 
 
 def labelled(table: pa.Table | None, job: str, part: str) -> pa.Table:
@@ -122,9 +126,34 @@ def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) 
             config.max_failure_rate,
         )
         files.delete_folder(raw_uri)
-        return {key: Outcome(tallies[key], {"repaired": repaired} if repaired else {})}
+        extra: dict[str, Any] = {"repaired": repaired} if repaired else {}
+        if repeated := _check_leaks(key, sources, plan.ref.data_uri):
+            extra["training_prompts_also_held_out"] = repeated
+        return {key: Outcome(tallies[key], extra)}
 
     return run.carry_out([plan], work)[0]
+
+
+def _check_leaks(key: str, sources: Sequence[SourceConfig], folder_uri: str) -> int:
+    """How many training prompts are held out as well. Raises StageFailed where one shows a picture that must not train."""
+    never_trained = [
+        index for index, source in enumerate(sources) if FORMATS[source.format].terms is Terms.EVALUATION_ONLY
+    ]
+    repeated, shown = ray.get(leaks.remote(folder_uri, never_trained))
+    if shown:
+        sets = ", ".join(sources[index].format for index in never_trained)
+        raise StageFailed(
+            f"{key}: {len(shown)} training prompts show pictures of {sets}, whose licence forbids training: "
+            f"{', '.join(shown[:3])}. Take these rows out of their source, or leave {sets} out of the config."
+        )
+    if repeated:
+        log.warning(
+            "%s: %d training prompts are held out as well (%s): numbers on them say nothing. Take them out of one.",
+            key,
+            len(repeated),
+            ", ".join(repeated[:3]),
+        )
+    return len(repeated)
 
 
 def disentangle(run: Run, prompts: Done) -> Done:

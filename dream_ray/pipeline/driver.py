@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from dream_ray.evaluate.metrics import accept_round
 from dream_ray.evaluate.paired import Comparison
 from dream_ray.evaluate.report import RoundRow
-from dream_ray.pipeline.benchmarks import measure
+from dream_ray.pipeline.benchmarks import measure, prepare
 from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
 from dream_ray.pipeline.learning_stages import dpo, pair, sft
 from dream_ray.pipeline.run import Done, Run
@@ -43,6 +43,7 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     """Run every stage that is not done. `scorer_url` gives the scorer's address, starting it where it does not run yet."""
     config = run.config
     prompts = ingest(run)
+    prepare(run, prompts)
     observed = disentangle(run, prompts)
     demonstrations = demonstrate(run, prompts, observed)
     standing_stage, initial = sft(run, prompts, demonstrations)

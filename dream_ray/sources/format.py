@@ -29,9 +29,9 @@ class Terms(StrEnum):
 class Format:
     """A layout of prompts on disk.
 
-    `tables` are the files with the rows, relative to the source's folder, `*` for any name or folder; with `first_only` those of the
-    first pattern that is there, else of all. `counts` gives the rows of each subset as published ("all" where a set has no
-    subsets), several where there are several releases.
+    `tables` are the files with the rows, relative to the source's folder, `*` for any name or folder; with `first_only`
+    those of the first pattern that is there, else of all. `counts` gives the rows of each subset as published ("all" where
+    a set has no subsets), several where there are several releases.
     """
 
     name: str
@@ -43,6 +43,8 @@ class Format:
     licence: str = ""
     citation: str = ""
     terms: Terms = Terms.FREE
+    trains: bool = False
+    """Some of its rows are training prompts unless the config says otherwise."""
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -88,15 +90,17 @@ def stem_of(uri: str) -> str:
 def image_base(source: SourceConfig, table: str, *candidates: str) -> str:
     """The folder that a table's image names are relative to: the configured one, or the first candidate that is there.
 
-    Candidates are relative to the table's folder, which is the last one.
+    Candidates are relative to the table's folder, which is the last one; they may begin with "../".
     """
     if source.image_folder:
         return source.image_folder
-    folder = folder_of(table)
     for candidate in candidates:
+        folder = folder_of(table)
+        while candidate.startswith("../"):  # an object store does not resolve it
+            folder, candidate = ".." if folder == "." else folder_of(folder), candidate.removeprefix("../")
         if files.exists(files.join(folder, candidate)):
             return files.join(folder, candidate)
-    return folder
+    return folder_of(table)
 
 
 def image_at(base: str, name: str, origin: str = "file") -> RawImage:

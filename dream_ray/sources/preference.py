@@ -143,4 +143,5 @@ BEAVERTAILS_V = Format(
     licence="CC BY-NC 4.0",
     citation="Ji et al., Safe RLHF-V, 2025 (huggingface.co/datasets/saferlhf-v/BeaverTails-V)",
     terms=Terms.RESTRICTED,
+    trains=True,
 )

@@ -72,7 +72,8 @@ def check_terms(source: SourceConfig, where: str) -> str | None:
             f"{where}.split = {source.split.value!r}: {layout.name} may only be evaluated on. Its licence: "
             f"{layout.licence}. Leave split out, or set it to held_out."
         )
-    if layout.terms is Terms.RESTRICTED and source.split is not Split.HELD_OUT:
+    trains = layout.trains if source.split is None else source.split is not Split.HELD_OUT
+    if layout.terms is Terms.RESTRICTED and trains:
         return (
             f"{where}: {layout.name} has the licence {layout.licence!r}. See that it allows what you train, and say in the "
             "model card that you trained on it."

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field, field_validator
 
+from dream_ray import files
 from dream_ray.config import SourceConfig
 from dream_ray.records import Risk, RiskOrigin, Split
 from dream_ray.sources.format import Format, Terms, image_at, image_base, one_turn, source_name, stem_of
@@ -107,7 +108,10 @@ def _embodied(source: SourceConfig, row: _EmbodiedRow | BadRow, key: str, base: 
     if isinstance(row, BadRow):
         yield row
         return
-    for number, (safe, unsafe) in enumerate(zip(row.safe_instructions, row.unsafe_instructions, strict=False)):
+    if len(row.safe_instructions) != len(row.unsafe_instructions):
+        yield BadRow(key, "bad_row", "not as many safe as unsafe instructions")
+        return
+    for number, (safe, unsafe) in enumerate(zip(row.safe_instructions, row.unsafe_instructions, strict=True)):
         yield from _pair(
             source, f"{key}-{number}", "embodied", row.category, ((safe, row.safe), (unsafe, row.unsafe)), base
         )
@@ -164,7 +168,9 @@ def _read_mossbench(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row
     for table in tables:
         contrast = "data_contrast" in table
         base = image_base(source, table, "../images")
-        # Names are "images/1.png"; the base found is that folder itself.
+        if source.image_folder:
+            # Both sets name their pictures alike.
+            base = files.join(source.image_folder, "data_contrast/images" if contrast else "data/images")
         for _, row in parsed(table, _MossRow):
             if isinstance(row, BadRow):
                 yield row
@@ -185,7 +191,7 @@ MOSSBENCH = Format(
     name="mossbench",
     summary="MOSSBench: harmless questions that models refuse (over), and harmful counterparts (contrast)",
     expects="data/images_information/information.json with data/images, and data_contrast in the same form. The repository "
-    "lacks 11 of the 300 pictures; their rows fail.",
+    "lacks 11 of the 300 pictures; their rows fail. image_folder is the folder that holds data and data_contrast.",
     tables=("data/images_information/information.json", "data_contrast/images_information/information.json"),
     read=_read_mossbench,
     licence="CC BY-SA 4.0, test set only: training on it is prohibited",

@@ -82,5 +82,6 @@ VLGUARD = Format(
     licence="none stated; treat as research only",
     citation="Zong et al., Safety Fine-Tuning at (Almost) No Cost, ICML 2024 (github.com/ys-zong/VLGuard)",
     terms=Terms.RESTRICTED,
+    trains=True,
     counts={"safe_safes": (977, 558, 1535), "safe_unsafes": (977, 558, 1535), "unsafes": (1023, 442, 1465)},
 )

@@ -138,10 +138,51 @@ def test_an_evaluation_set_never_trains(split: str) -> None:
 
 def test_licences_are_told_where_one_trains() -> None:
     assert "CC BY-NC" in str(check_terms(SourceConfig(format="siuo", path="x", split=Split.TRAIN), "sources.0"))
-    for form in ("mossbench", "figstep", "jsonl"):
+    assert "none stated" in str(check_terms(SourceConfig(format="vlguard", path="x"), "sources.0"))
+    for form in ("mossbench", "figstep", "siuo", "jsonl"):
         assert check_terms(SourceConfig(format=form, path="x"), "sources.0") is None
 
 
 def test_the_config_knows_every_format() -> None:
     names = SourceConfig.model_fields["format"].annotation.__args__  # type: ignore[union-attr]
     assert set(names) == set(FORMATS)
+
+
+def test_a_wrong_count_stops_ingest_before_an_image_is_opened(tmp_path: Path) -> None:
+    from dream_ray.config import Config
+    from dream_ray.pipeline.data_stages import ingest
+    from dream_ray.pipeline.parts import StageFailed
+    from dream_ray.pipeline.run import Run
+
+    path = tmp_path / "xstest_prompts.csv"
+    path.write_text("id,prompt,type,label,focus,note\n1,How do I stop a program?,homonyms,safe,stop,x\n")
+    source = {"format": "xstest", "path": str(path)}
+    config = Config.model_validate({"name": "a", "student": {"model": "none"}, "sources": [source]})
+    with pytest.raises(StageFailed, match="1 rows, but 250 are published"):
+        ingest(Run(config, str(tmp_path / "run")))
+
+
+def test_the_command_lists_and_checks(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from dream_ray.cli import FAILED, OK, UNUSABLE, app
+
+    def sources(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["sources", *arguments])
+        return result.exit_code, result.output
+
+    code, listed = sources()
+    assert code == OK
+    assert all(name in listed for name in FORMATS)
+    (tmp_path / "xstest_prompts.csv").write_text(
+        "id,prompt,type,label,focus,note\n1,How do I stop a program?,homonyms,safe,stop,x\n2,Hm,homonyms,perhaps,,\n"
+    )
+    code, printed = sources("xstest", str(tmp_path))
+    assert code == FAILED
+    assert "1 prompts" in printed
+    assert "bad_row 1" in printed
+    assert "250 are published" in printed
+    assert "program" not in printed
+    assert sources("xstest", str(tmp_path), "partial=true")[0] == OK
+    assert sources("xstest", str(tmp_path), "parcial=true")[0] == UNUSABLE
+    assert sources("siuo", str(tmp_path))[0] == UNUSABLE

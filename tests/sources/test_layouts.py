@@ -195,6 +195,9 @@ def test_mossbench_with_its_counterparts(tmp_path: Path) -> None:
         Image.new("RGB", (5, 5)).save(buffer, "WEBP")
         write(tmp_path / folder / "images" / "1.png", buffer.getvalue())
     found = prompts("mossbench", tmp_path)
+    assert found == prompts("mossbench", tmp_path, image_folder=str(tmp_path))
+    assert "data_contrast" in found[1].turns[0].images[0].uri
+    assert ".." not in found[0].turns[0].images[0].uri
     assert [(row.subset, row.risk, row.group) for row in found] == [
         ("over", Risk.BENIGN, "type 1"), ("contrast", Risk.RISKY, "type 1"),
     ]  # fmt: skip

@@ -55,6 +55,17 @@ def test_a_doubled_prompt_is_loud(tmp_path) -> None:
         asyncio.run(DisentangleActor(TeacherConfig(), ImageConfig(), SERVICES)(to_table(Prompt, [prompt, prompt])))
 
 
+def test_observations_that_came_with_the_source_stand_in_for_the_teacher(tmp_path) -> None:
+    gone = prompts_of(tmp_path)[2]  # its picture cannot be read, so the teacher could not look
+    prompts = [
+        dataclasses.replace(gone, observations=(LOCK,)),
+        dataclasses.replace(gone, prompt_id="b", observations=()),
+    ]
+    batch = asyncio.run(DisentangleActor(TeacherConfig(), ImageConfig(), SERVICES)(to_table(Prompt, prompts)))
+    records = [from_row(Disentanglement, row["record"]) for row in batch.to_pylist()]
+    assert [record.observations for record in records] == [(LOCK,), ()]
+
+
 def test_demonstrations_follow_the_observations(tmp_path) -> None:
     first, second, gone = prompts_of(tmp_path)
     known = dataclasses.replace(first, reference_answer="Paris.")
