@@ -317,6 +317,10 @@ class EvaluateConfig(Section):
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest answer to a benchmark's prompt, where that is less than the benchmark's own."""
 
+    def answer_tokens(self, own: int) -> int:
+        """The longest answer to a benchmark whose own limit is `own`."""
+        return own if self.max_tokens is None else min(own, self.max_tokens)
+
 
 class BudgetConfig(Section):
     """Money."""

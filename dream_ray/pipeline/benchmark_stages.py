@@ -103,7 +103,7 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
         "adapter": None if policy.adapter is None else adapter_digest(policy.adapter),
         "n": benchmark.answers,
         "temperature": benchmark.temperature,
-        "max_tokens": _max_tokens(run, benchmark),
+        "max_tokens": config.evaluate.answer_tokens(benchmark.max_tokens),
         "max_model_len": config.student.max_model_len,
         "dtype": config.rollout.dtype,
         "seed": config.seed,
@@ -113,11 +113,6 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
     asked = {"rollouts": sampling.ref.fingerprint, "tasks": sorted(benchmark.tasks)}
     judging = run.plan(f"{key}/judge", 1, asked, {}, config.judge.chat if benchmark.tasks else None)
     return Job(policy, benchmark, prompts, sampling, judging)
-
-
-def _max_tokens(run: Run, benchmark: Benchmark) -> int:
-    limit = run.config.evaluate.max_tokens
-    return benchmark.max_tokens if limit is None else min(limit, benchmark.max_tokens)
 
 
 def adapter_digest(uri: str) -> str:
@@ -164,7 +159,7 @@ def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Do
                 n=job.benchmark.answers,
                 temperature=job.benchmark.temperature,
                 top_p=1.0,
-                max_tokens=_max_tokens(run, job.benchmark),
+                max_tokens=config.evaluate.answer_tokens(job.benchmark.max_tokens),
                 seed=sample_seed(config.seed, prompt.prompt_id, 0),
             )
             for prompt in wanted_prompts(job.benchmark, job.prompts.ref.data_uri, part)

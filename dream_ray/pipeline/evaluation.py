@@ -48,9 +48,10 @@ def plan(config: Config, policies: Sequence[str], benchmarks: str | None) -> Eva
             "No benchmark is chosen: evaluate.benchmarks in the config is empty. Name some with --benchmark NAME=PATH; known "
             f"are {', '.join(BENCHMARKS)}."
         )
-    check_benchmarks(chosen, config.judge.chat)
     evaluate = config.evaluate.model_copy(update={"benchmarks": chosen})
-    return Evaluation(config.model_copy(update={"evaluate": evaluate}), tuple(found))
+    chosen_config = config.model_copy(update={"evaluate": evaluate})
+    check_benchmarks(chosen_config)
+    return Evaluation(chosen_config, tuple(found))
 
 
 def _chosen(config: Config, benchmarks: str) -> tuple[BenchmarkConfig, ...]:

@@ -6,11 +6,11 @@ the errors table.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dream_ray import files
 from dream_ray.chat.rules.backend import CANNOT_JUDGE
-from dream_ray.config import BenchmarkConfig, ChatConfig, Config, ConfigError, SourceConfig
+from dream_ray.config import Config, ConfigError, SourceConfig
 from dream_ray.evaluate.benchmarks import BENCHMARKS
 from dream_ray.sources.generic import is_hub_name
 from dream_ray.sources.raw import BadRow, RawPrompt, Row
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
-    check_benchmarks(config.evaluate.benchmarks, config.judge.chat)
+    check_benchmarks(config)
     for index, source in enumerate(config.sources):
         if warning := check_terms(source, f"sources.{index}"):
             log.warning(warning)
@@ -46,21 +46,30 @@ def _check_source(source: SourceConfig, where: str) -> None:
         )
 
 
-def check_benchmarks(chosen: Sequence[BenchmarkConfig], judge: ChatConfig) -> None:
-    """Raise ConfigError for a benchmark that is chosen twice, whose data is not there or that the judge cannot judge."""
-    names = [item.name for item in chosen]
-    for item in chosen:
+def check_benchmarks(config: Config) -> None:
+    """Raise ConfigError for a benchmark that is chosen twice, whose data is not there, whose answers have no room or that the
+    judge cannot judge."""
+    names = [item.name for item in config.evaluate.benchmarks]
+    for item in config.evaluate.benchmarks:
+        benchmark = BENCHMARKS[item.name]
         if names.count(item.name) > 1:
             raise ConfigError(
                 f"evaluate.benchmarks names {item.name!r} {names.count(item.name)} times, so its numbers would be mixed. Name "
                 "it once; to measure on other data, use another run directory."
             )
-        cannot = BENCHMARKS[item.name].tasks & CANNOT_JUDGE
-        if judge.backend == "rules" and cannot:
+        cannot = benchmark.tasks & CANNOT_JUDGE
+        if config.judge.chat.backend == "rules" and cannot:
             raise ConfigError(
                 f"The benchmark {item.name} asks the judge what an answer means ({', '.join(sorted(cannot))}), and the rules "
                 "judge, which is no model, sees only how it is worded: every answer would end as rules_cannot_judge. Set "
                 "judge.chat to a model, or leave this benchmark out."
+            )
+        tokens = config.evaluate.answer_tokens(benchmark.max_tokens)
+        if tokens >= config.student.max_model_len:
+            raise ConfigError(
+                f"The benchmark {item.name} allows answers of {tokens} tokens, but student.max_model_len = "
+                f"{config.student.max_model_len} has to hold prompt and answer: every prompt would be too long. Raise it, or "
+                "set evaluate.max_tokens lower."
             )
         _check_source(item.source, f"evaluate.benchmarks, {item.name}, source")
 

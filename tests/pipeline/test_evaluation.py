@@ -78,6 +78,15 @@ def test_missing_data_and_no_benchmark_are_refused(config: Config) -> None:
         plan(with_benchmark(config, "", ""), [], None)
 
 
+def test_answers_without_room_are_refused(config: Config) -> None:
+    tree = config.model_dump()
+    tree["student"]["max_model_len"] = 256
+    with pytest.raises(ConfigError, match=r"evaluate\.max_tokens lower"):
+        plan(Config.model_validate(tree), [], None)
+    tree["evaluate"]["max_tokens"] = 64
+    assert plan(Config.model_validate(tree), [], None)
+
+
 def test_policies_of_one_name_are_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match="named base"):
         plan(config, [config.student.model, config.student.model], None)
