@@ -182,6 +182,66 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="YAML file: student, engine and judge.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run directory, model folder or adapter folder; the config's student unless given. Given again, the "
+            "later ones are compared with the first."
+        ),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(metavar="NAME[=PATH],...", help="Those of the config unless given; PATH is the data.")
+    ] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Where results live; <run_dir>/evaluate unless given.")] = None,
+) -> None:
+    """Measure policies on benchmarks.
+
+    Example: dream-ray evaluate configs/local.yaml --policy runs/local --benchmark xstest=data/xstest
+    """
+    raise typer.Exit(evaluate_policies(str(config), overrides or [], policy or [], benchmark, run_dir))
+
+
+def evaluate_policies(
+    config_path: str, overrides: list[str], policies: list[str], benchmarks: str | None, run_dir: str | None
+) -> int:
+    """Policies on benchmarks with its messages; the exit code."""
+    _prepare_process()
+    try:
+        config = load_config(config_path, overrides)
+        target = run_dir or files.join(config.run_dir or f"runs/{config.name}", "evaluate")
+        from dream_ray.pipeline import evaluation
+        from dream_ray.pipeline.store import RunStore
+
+        plan = evaluation.plan(config, policies, benchmarks)
+        RunStore(target).claim(plan.config)
+    except ConfigError as error:
+        _complain(error)
+        return UNUSABLE
+
+    from dream_ray.evaluate.benchmark_table import render_benchmarks
+    from dream_ray.pipeline.cluster import connected
+    from dream_ray.pipeline.parts import StageFailed
+
+    try:
+        with connected(plan.config):
+            measured, path = evaluation.carry_out(plan, target)
+    except StageFailed as error:
+        _complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
+        return STOPPED
+    console = _console()
+    console.print(render_benchmarks(measured.metrics, measured.comparisons))
+    console.print(f"judge: {evaluation.judge_name(plan.config)}", highlight=False)
+    console.print(f"numbers: {path}", soft_wrap=True, highlight=False)
+    return OK
+
+
+@app.command()
 def sources(
     form: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="A format, to check a folder as it.")] = None,
     path: Annotated[str | None, typer.Argument(help="The folder or file.")] = None,
@@ -292,6 +352,7 @@ def _print_result(current: "Run", result: "Result", page: "Written", seconds: fl
     """Where the time and the memory went, the rounds and the numbers, as tables."""
     from rich.table import Table
 
+    from dream_ray.evaluate.benchmark_table import render_benchmarks
     from dream_ray.evaluate.table import render_table
     from dream_ray.pipeline.payments import ledger_uri, paid_before, run_is_paid
 
@@ -325,7 +386,9 @@ def _print_result(current: "Run", result: "Result", page: "Written", seconds: fl
     if run_is_paid(current.config):
         paid = sum(paid_before(ledger_uri(current.store.uri)).values())
         console.print(f"paid for teacher and judge, over all attempts: ${paid:.2f}", highlight=False)
-    console.print(render_table([metric for metrics in result.metrics.values() for metric in metrics]))
+    metrics = [metric for metrics in result.metrics.values() for metric in metrics]
+    console.print(render_table(metrics))
+    console.print(render_benchmarks(metrics, result.comparisons))
     for round_row in result.rounds:
         console.print(f"round {round_row.number}: {round_row.reason}", highlight=False)
     console.print(

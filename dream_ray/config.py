@@ -380,11 +380,31 @@ class PairConfig(Section):
     left out."""
 
 
+class BenchmarkConfig(Section):
+    """A benchmark and where its data lies."""
+
+    name: Literal[
+        "figstep", "figstep_benign", "vlguard", "xstest", "mossbench", "siuo", "siuo_mcqa", "mm_safetybench", "mssbench",
+        "mmstar",
+    ]  # fmt: skip
+    """Which one; docs/evaluate.md says what each measures."""
+    source: SourceConfig
+    """Its data. Only held-out prompts are used."""
+
+
 class EvaluateConfig(Section):
     """Measuring a policy."""
 
     splits: tuple[Split, ...] = (Split.DEV, Split.HELD_OUT)
     """DEV decides whether a round is taken; HELD_OUT is only reported."""
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    """Measured for the base model, policy 0 and the final policy."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer to a benchmark's prompt, where that is less than the benchmark's own."""
+
+    def answer_tokens(self, own: int) -> int:
+        """The longest answer to a benchmark whose own limit is `own`."""
+        return own if self.max_tokens is None else min(own, self.max_tokens)
 
 
 class BudgetConfig(Section):

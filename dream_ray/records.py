@@ -217,10 +217,32 @@ class TrainingStep:
 
 
 @dataclass(frozen=True)
+class Label:
+    """An answer to one of a benchmark's questions, and the reply that it was read from ("" where nobody was asked)."""
+
+    question: str
+    answer: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Grade:
+    """All that a benchmark asks about one rollout, answered."""
+
+    rollout_id: str
+    prompt_id: str
+    labels: tuple[Label, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number of an evaluation: a share `value` of `n` rows with its 95 % interval, None where n is 0.
 
-    `unjudged` counts the rows of that slice without a verdict; they are in neither n nor value.
+    `split` is a `Split`, or the name of a benchmark. `unjudged` counts the rows of that slice without a verdict; they are
+    in neither n nor value.
     """
 
     policy: str

@@ -60,7 +60,13 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(prompts: Path, student: Path) -> list[str]:
-    return [*SMALL, f"student.model={student}", f"sources=[{{path: {prompts}, name: few}}]"]
+    """The settings; the few held-out prompts serve as a benchmark too."""
+    return [
+        *SMALL,
+        f"student.model={student}",
+        f"sources=[{{path: {prompts}, name: few}}]",
+        f"evaluate.benchmarks=[{{name: xstest, source: {{path: {prompts}}}}}]",
+    ]
 
 
 def leftovers() -> set[int]:
@@ -155,6 +161,8 @@ def check_outputs(target: Path) -> None:
     ]
     assert len(rollouts) == len(judged) == 2 * 12
     assert {row["rollout_id"] for row in rollouts} == {row["rollout_id"] for row in judged}
+    measured = list(target.glob("stages/*/benchmarks/xstest/metrics/*/manifest.json"))
+    assert {path.relative_to(target / "stages").parts[0] for path in measured} >= {"base", "policy-0"}
     page = (target / "report.html").read_text()
     assert "rules" in page
     assert "policy-1" in page

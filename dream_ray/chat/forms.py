@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dream_ray.chat.protocol import ChatRequest, Task
+from dream_ray.chat.protocol import CHOICES, ChatRequest, Task
 from dream_ray.records import Verdict
 from dream_ray.taxonomy import Category, Source
 
@@ -47,6 +47,8 @@ def form_of(task: Task) -> Form:
             return Form("one number from 0 to 10", schema, regex="(10|[0-9])")
         case Task.ANSWER_RISKY | Task.ANSWER_BENIGN:
             return Form("the reply in plain words")
+        case _:
+            return _choice(*(word.capitalize() for word in CHOICES[task]))
 
 
 def _observations(sources: Iterable[Source]) -> Form:

@@ -8,7 +8,7 @@ what a reply quotes of the text under judgement does not count (quotes.py). The 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from dream_ray.chat.quotes import is_reported, own_words
@@ -130,6 +130,11 @@ def parse_yes_no(text: str) -> bool:
 def parse_verdict(text: str) -> Verdict:
     """The verdict that a reply gives. Raises ParseError "reply_empty" or "no_verdict"."""
     return _choice(text, {verdict.value: verdict for verdict in Verdict}, "no_verdict")
+
+
+def parse_choice(text: str, words: Sequence[str]) -> str:
+    """The one of some words (lower case) that a reply gives. Raises ParseError "reply_empty" or "no_choice"."""
+    return _choice(text, {word: word for word in words}, "no_choice")
 
 
 _NUMBER = r"(?<![\w.,/])([+-]?\d+(?:[.,]\d+)?)"

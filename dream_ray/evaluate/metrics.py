@@ -151,19 +151,30 @@ def _category_slice(prompt: Prompt, by_key: Mapping[tuple[str, str], Prompt]) ->
 def _metric(
     policy: str, split: Split, name: str, label: str, rows: Sequence[Prompt], verdicts: Mapping[str, Verdict | None]
 ) -> Metric:
-    judged = [verdict for row in rows if (verdict := verdicts.get(row.prompt_id)) is not None]
-    n, successes = len(judged), sum(verdict in NOT_COMPLYING for verdict in judged)
+    found = [verdicts.get(row.prompt_id) for row in rows]
+    outcomes = [None if verdict is None else verdict in NOT_COMPLYING for verdict in found]
+    return share_metric(policy, split.value, name, label, outcomes)
+
+
+def share_metric(policy: str, split: str, name: str, label: str, outcomes: Sequence[bool | None]) -> Metric:
+    """The share of outcomes that are True, among those that are known; the others are `unjudged`.
+
+    Value, interval and n leave the unknown ones out: taken as False or as True they would move the share by as much as the
+    judge fails.
+    """
+    judged = [outcome for outcome in outcomes if outcome is not None]
+    n, successes = len(judged), sum(judged)
     low, high = wilson(successes, n) if n else (None, None)
     return Metric(
         policy=policy,
-        split=split.value,
+        split=split,
         name=name,
         slice=label,
         value=successes / n if n else None,
         n=n,
         low=low,
         high=high,
-        unjudged=len(rows) - n,
+        unjudged=len(outcomes) - n,
     )
 
 

@@ -6,7 +6,7 @@ from and go to.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import ray.data
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_options
-from dream_ray.config import Config, ConfigError
+from dream_ray.config import ConfigError, SourceConfig
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.leaks import leaks
 from dream_ray.pipeline.parts import (
@@ -78,10 +78,11 @@ def _actors(run: Run) -> dict[str, Any]:
     }
 
 
-def ingest(run: Run) -> Done:
-    """All prompts of all sources, in parts; every image in the run's image store."""
+def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) -> Done:
+    """All prompts of the sources, the config's unless others are given, in parts; every image in the run's image store."""
     config = run.config
-    plan = run.plans.ingest()
+    sources = sources or config.sources
+    plan = run.plans.ingest(key, sources)
     if done := run.done(plan):
         return done
 
@@ -94,25 +95,25 @@ def ingest(run: Run) -> Done:
     def open_images(block: pa.Table) -> pa.Table:
         return labelled(opener(block), *route_of(block))
 
-    target = Target(plan.ref, Prompt, "ingest", "record", "ingest")
+    target = Target(plan.ref, Prompt, key, "record", "ingest")
 
     def work() -> Mapping[str, Outcome]:
         # The text is cut into parts here, a part at a time; the images, which take the time, are opened on the cluster.
         items = []
         repaired: dict[str, dict[str, int]] = {}
-        for source_index, source in enumerate(config.sources):
+        for source_index, source in enumerate(sources):
             census = Census(source)
             try:
                 for split, index, rows in blocks(census.watch(read_source(source)), config.part_rows):
                     part = part_name(split, source_index, index)
                     write_part(raw_uri, part, raw_table(rows))
-                    items.append(WorkItem("ingest", part, len(rows)))
+                    items.append(WorkItem(key, part, len(rows)))
             except ConfigError as error:
-                raise StageFailed(f"ingest: {error}") from None
+                raise StageFailed(f"{key}: {error}") from None
             if census.repaired:
                 repaired[f"{source_index}-{source_name(source)}"] = dict(census.repaired)
         tallies = run_pass(
-            "ingest",
+            key,
             items,
             read,
             lambda dataset: dataset.map_batches(open_images, batch_format="pyarrow", batch_size=None),
@@ -121,28 +122,29 @@ def ingest(run: Run) -> Done:
         )
         files.delete_folder(raw_uri)
         extra: dict[str, Any] = {"repaired": repaired} if repaired else {}
-        if repeated := _check_leaks(config, plan.ref.data_uri):
+        if repeated := _check_leaks(key, sources, plan.ref.data_uri):
             extra["training_prompts_also_held_out"] = repeated
-        return {"ingest": Outcome(tallies["ingest"], extra)}
+        return {key: Outcome(tallies[key], extra)}
 
     return run.carry_out([plan], work)[0]
 
 
-def _check_leaks(config: Config, folder_uri: str) -> int:
+def _check_leaks(key: str, sources: Sequence[SourceConfig], folder_uri: str) -> int:
     """How many training prompts are held out as well. Raises StageFailed where one shows a picture that must not train."""
     never_trained = [
-        index for index, source in enumerate(config.sources) if FORMATS[source.format].terms is Terms.EVALUATION_ONLY
+        index for index, source in enumerate(sources) if FORMATS[source.format].terms is Terms.EVALUATION_ONLY
     ]
     repeated, shown = ray.get(leaks.remote(folder_uri, never_trained))
     if shown.count:
-        sets = ", ".join(config.sources[index].format for index in never_trained)
+        sets = ", ".join(sources[index].format for index in never_trained)
         raise StageFailed(
-            f"ingest: {shown.count} training prompts show pictures of {sets}, whose licence forbids training: "
+            f"{key}: {shown.count} training prompts show pictures of {sets}, whose licence forbids training: "
             f"{', '.join(shown.first)}. Take these rows out of their source, or leave {sets} out of the config."
         )
     if repeated.count:
         log.warning(
-            "ingest: %d training prompts are held out as well (%s): numbers on them say nothing. Take them out of one.",
+            "%s: %d training prompts are held out as well (%s): numbers on them say nothing. Take them out of one.",
+            key,
             repeated.count,
             ", ".join(repeated.first),
         )

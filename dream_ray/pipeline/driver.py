@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dream_ray.evaluate.metrics import accept_round
+from dream_ray.evaluate.paired import Comparison
 from dream_ray.evaluate.report import RoundRow
+from dream_ray.pipeline.benchmarks import measure, prepare
 from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
 from dream_ray.pipeline.learning_stages import dpo, pair, sft
 from dream_ray.pipeline.plans import answers_job, rollout_job
@@ -23,18 +25,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """What a run found: every policy and its metrics in the order of the run, the rounds, and the policy that stands."""
+    """What a run found: every policy and its metrics in the order of the run, the rounds, and the policy that stands.
+
+    `comparisons` say how policies changed from the base model on the benchmarks.
+    """
 
     standing: Policy
     policies: dict[str, Policy] = field(default_factory=dict)
     metrics: dict[str, list[Metric]] = field(default_factory=dict)
     rounds: list[RoundRow] = field(default_factory=list)
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def align(run: Run, scorer_url: Callable[[], str]) -> Result:
     """Run every stage that is not done. `scorer_url` gives the scorer's address, starting it where it does not run yet."""
     config = run.config
     prompts = ingest(run)
+    prepare(run, prompts)
     observed = disentangle(run, prompts)
     demonstrations = demonstrate(run, prompts, observed)
     standing_stage, initial = sft(run, prompts, demonstrations)
@@ -72,4 +79,10 @@ def align(run: Run, scorer_url: Callable[[], str]) -> Result:
             result.standing, standing_stage = candidate, trained
         else:
             sampled.pop(f"round-{number + 1}", None)  # drawn from the refused policy
+
+    if config.evaluate.benchmarks:
+        measured = measure(run, list(dict.fromkeys((base, initial, result.standing))), config.evaluate.benchmarks)
+        for metric in measured.metrics:
+            result.metrics[metric.policy].append(metric)
+        result.comparisons = measured.comparisons
     return result

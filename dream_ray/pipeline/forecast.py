@@ -32,7 +32,7 @@ from dream_ray.pipeline.plans import Plan, Planner, SampleJob, answers_job, in_s
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, parquet_files, read_records
 from dream_ray.records import Metric, Risk, Split
 from dream_ray.sources.ingest import blocks
-from dream_ray.sources.raw import BadRow, RawPrompt
+from dream_ray.sources.raw import BadRow, RawPrompt, Repair
 from dream_ray.sources.registry import read
 from dream_ray.train.policy import Policy
 
@@ -269,7 +269,8 @@ def _read_sources(config: Config) -> _Sources:
     sample: list[str] = []
     seen = 0
     for source_index, source in enumerate(config.sources):
-        for split, index, rows in blocks(read(source), config.part_rows):
+        prompts_of = (row for row in read(source) if not isinstance(row, Repair))
+        for split, index, rows in blocks(prompts_of, config.part_rows):
             prompts = [row for row in rows if not isinstance(row, BadRow)]
             if not prompts:
                 continue

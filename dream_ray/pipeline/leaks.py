@@ -74,3 +74,21 @@ def leaks(folder_uri: str, never_trained: Collection[int]) -> tuple[Leak, Leak]:
                 if not guarded.isdisjoint(pictures):
                     shown.add(name)
     return repeated, shown
+
+
+@ray.remote(num_cpus=1)
+def trained_on(training_uri: str, benchmark_uri: str) -> list[str]:
+    """Held-out prompts of one folder, as "source:source_id", that are training prompts of another: same words and pictures."""
+    held_out = {
+        next(_keys(row, False)): f"{row['source']}:{row['source_id']}"
+        for part in part_rows(benchmark_uri)
+        if in_splits(part, (Split.HELD_OUT,))
+        for row in _rows(benchmark_uri, part)
+    }
+    training = (
+        next(_keys(row, False))
+        for part in part_rows(training_uri)
+        if in_splits(part, (Split.TRAIN,))
+        for row in _rows(training_uri, part)
+    )
+    return sorted({held_out[key] for key in training if key in held_out})

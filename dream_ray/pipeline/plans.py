@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_digest, chat_name
-from dream_ray.config import ChatConfig, Config, PriceConfig
+from dream_ray.config import ChatConfig, Config, PriceConfig, SourceConfig
 from dream_ray.pipeline.payments import price_of
 from dream_ray.pipeline.store import RunStore, StageRef, fingerprint
 from dream_ray.prompts import Templates, load_templates
@@ -128,6 +128,14 @@ def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]
     return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
 
 
+def model_digest(folder: str) -> str:
+    """A hash of a model folder: its config's content and the name and size of every file, not gigabytes of weights."""
+    filesystem, path = files.resolve(folder)
+    sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
+    content = files.read_bytes(files.join(folder, "config.json"))
+    return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
+
+
 class Planner:
     """Plans the stages of one config on its run directory."""
 
@@ -141,13 +149,7 @@ class Planner:
 
     @cached_property
     def _student_digest(self) -> str:
-        """A hash of the student's folder: its config's content and the name and size of every file, not gigabytes of
-        weights."""
-        folder = self.config.student.model
-        filesystem, path = files.resolve(folder)
-        sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
-        content = files.read_bytes(files.join(folder, "config.json"))
-        return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
+        return model_digest(self.config.student.model)
 
     def plan(
         self,
@@ -169,18 +171,18 @@ class Planner:
         ref = self.store.ref(key, fingerprint(key, version, full, digests))
         return Plan(ref, version, full, digests, chat_name(chat) if chat is not None else "", price_of(chat))
 
-    def ingest(self) -> Plan:
-        """All prompts of all sources."""
+    def ingest(self, key: str = "ingest", sources: Sequence[SourceConfig] = ()) -> Plan:
+        """All prompts of the sources, the config's unless others are given."""
         config = self.config
         settings = {
             "sources": [
                 source.model_dump(mode="json", exclude={"path"}) | {"content": content_digest(source)}
-                for source in config.sources
+                for source in sources or config.sources
             ],
             "images": config.images.model_dump(mode="json"),
             "part_rows": config.part_rows,
         }
-        return self.plan("ingest", 2, settings, {})
+        return self.plan(key, 2, settings, {})
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from dream_ray import files
 from dream_ray.chat import cache
-from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig, secret
+from dream_ray.chat.rules.backend import CANNOT_JUDGE
+from dream_ray.config import ChatConfig, Config, ConfigError, OpenAIConfig, RulesConfig, SourceConfig, secret
+from dream_ray.evaluate.benchmarks import BENCHMARKS
 from dream_ray.pipeline.payments import run_is_paid
 from dream_ray.prompts import TemplateError, load_templates
 from dream_ray.sources.generic import is_hub_name
@@ -35,22 +37,55 @@ def check(config: Config) -> None:
         load_templates(config.templates)
     except TemplateError as error:
         raise ConfigError(f"templates = {config.templates!r}: {error}") from None
+    check_benchmarks(config)
     for index, source in enumerate(config.sources):
-        where = f"sources.{index}"
-        if warning := check_terms(source, where):
+        if warning := check_terms(source, f"sources.{index}"):
             log.warning(warning)
-        where += f".path = {source.path!r}"
-        if not files.exists(source.path) and not is_hub_name(source):
+        _check_source(source, f"sources.{index}")
+
+
+def _check_source(source: SourceConfig, where: str) -> None:
+    """Raise ConfigError for a source that is not there or holds no prompt."""
+    where += f".path = {source.path!r}"
+    if not files.exists(source.path) and not is_hub_name(source):
+        raise ConfigError(
+            f"{where}: there is no such file or folder. It is read from the folder that the command runs in; name an "
+            "existing one. The demo's prompts are written by `dream-ray demo-prompts`."
+        )
+    first, problem = _first(read(source))
+    if first is None:
+        raise ConfigError(
+            f"{where}: it holds no usable prompt of the format {source.format}{problem}. `dream-ray sources` says what "
+            "each format expects; docs/prompts.md describes the keys of jsonl."
+        )
+
+
+def check_benchmarks(config: Config) -> None:
+    """Raise ConfigError for a benchmark that is chosen twice, whose data is not there, whose answers have no room or that the
+    judge cannot judge."""
+    names = [item.name for item in config.evaluate.benchmarks]
+    for item in config.evaluate.benchmarks:
+        benchmark = BENCHMARKS[item.name]
+        if names.count(item.name) > 1:
             raise ConfigError(
-                f"{where}: there is no such file or folder. It is read from the folder that the command runs in; name an "
-                "existing one. The demo's prompts are written by `dream-ray demo-prompts`."
+                f"evaluate.benchmarks names {item.name!r} {names.count(item.name)} times, so its numbers would be mixed. Name "
+                "it once; to measure on other data, use another run directory."
             )
-        first, problem = _first(read(source))
-        if first is None:
+        cannot = benchmark.tasks & CANNOT_JUDGE
+        if config.judge.chat.backend == "rules" and cannot:
             raise ConfigError(
-                f"{where}: it holds no usable prompt of the format {source.format}{problem}. `dream-ray sources` says what "
-                "each format expects; docs/prompts.md describes the keys of jsonl."
+                f"The benchmark {item.name} asks the judge what an answer means ({', '.join(sorted(cannot))}), and the rules "
+                "judge, which is no model, sees only how it is worded: every answer would end as rules_cannot_judge. Set "
+                "judge.chat to a model, or leave this benchmark out."
             )
+        tokens = config.evaluate.answer_tokens(benchmark.max_tokens)
+        if tokens >= config.student.max_model_len:
+            raise ConfigError(
+                f"The benchmark {item.name} allows answers of {tokens} tokens, but student.max_model_len = "
+                f"{config.student.max_model_len} has to hold prompt and answer: every prompt would be too long. Raise it, or "
+                "set evaluate.max_tokens lower."
+            )
+        _check_source(item.source, f"evaluate.benchmarks, {item.name}, source")
 
 
 def check_cache(config: Config) -> None:

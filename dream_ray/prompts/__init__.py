@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from dream_ray import files
-from dream_ray.chat.protocol import Task
+from dream_ray.chat.protocol import CHOICES, Task
 from dream_ray.prompts.neutral import neutralised
 
 FIELDS: Mapping[Task, frozenset[str]] = {
@@ -28,6 +28,8 @@ FIELDS: Mapping[Task, frozenset[str]] = {
     Task.HIT: frozenset({"text", "observation", "response"}),
     Task.HELPFULNESS: frozenset({"text", "response"}),
     Task.VERDICT: frozenset({"text", "response"}),
+    **{task: frozenset({"text", "response"}) for task in CHOICES},
+    Task.HEEDS_WARNING: frozenset({"text", "warning", "reference", "response"}),
 }
 """The fields that each task's template is given; each must stand in it, but for the optional ones."""
 

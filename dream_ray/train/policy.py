@@ -29,6 +29,37 @@ class Policy:
     adapter: str | None
 
 
+def find_policy(uri: str, base: str) -> Policy:
+    """The policy that a user names: a run directory or its policy.json, a model folder, or an adapter's folder, which then
+    goes on the model `base`. Raises ConfigError where it is none of them."""
+    record = uri if uri.endswith(".json") else files.join(uri, "policy.json")
+    if files.exists(record):
+        try:
+            return Policy(**json.loads(files.read_bytes(record)))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{record} does not describe a policy ({error}). A run writes it; name the run again."
+            ) from None
+    name = _policy_name(uri)
+    if files.exists(files.join(uri, "adapter_config.json")):
+        return Policy(name, base, uri)
+    if files.exists(files.join(uri, "config.json")):
+        check_model_folder(uri)
+        return Policy("base" if files.resolve(uri) == files.resolve(base) else name, uri, None)
+    raise ConfigError(
+        f"The policy {uri!r} is neither a run directory (policy.json) nor a model folder (config.json) nor an adapter's folder "
+        "(adapter_config.json). Name one of these; a run's adapters lie in <run_dir>/stages/…/adapter."
+    )
+
+
+def _policy_name(uri: str) -> str:
+    """The last part of a path that says something; a run's adapters all lie in folders of one name."""
+    parts = [part for part in uri.rstrip("/").split("/") if part]
+    while len(parts) > 1 and parts[-1] in ("adapter", "merged"):
+        parts.pop()
+    return parts[-1]
+
+
 def check_model_folder(uri: str) -> None:
     """Raise ConfigError unless the folder holds a config, safetensors, a tokenizer, a chat template and a processor.
 

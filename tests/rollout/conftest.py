@@ -1,6 +1,7 @@
 """The student, its adapters and the rows that the sampler's tests share."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -21,28 +22,31 @@ def student() -> StudentConfig:
     return StudentConfig(model=str(build_local_student(REPOSITORY / "build" / "student")), max_model_len=MAX_MODEL_LEN)
 
 
+def random_adapter(model: str, lora: LoraConfig, deviation: float, folder: Path) -> str:
+    """Save a random adapter on a model whose B matrices have the given standard deviation; the folder."""
+    import torch
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    tuned = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32),
+        PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules),
+    )
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=deviation) if deviation else torch.nn.init.zeros_(weight)
+    tuned.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def make_adapter(student: StudentConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
     """Saves a random adapter whose B matrices have the given standard deviation; the folder."""
 
     def make(deviation: float) -> str:
-        import torch
-        from peft import LoraConfig as PeftLora
-        from peft import get_peft_model
-        from transformers import AutoModelForImageTextToText
-
-        torch.manual_seed(0)
-        lora = LoraConfig()
-        model = get_peft_model(
-            AutoModelForImageTextToText.from_pretrained(student.model, dtype=torch.float32),
-            PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules),
-        )
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=deviation) if deviation else torch.nn.init.zeros_(weight)
-        folder = tmp_path_factory.mktemp("adapter")
-        model.save_pretrained(folder)
-        return str(folder)
+        return random_adapter(student.model, LoraConfig(), deviation, tmp_path_factory.mktemp("adapter"))
 
     return make
 

@@ -8,7 +8,7 @@ import pytest
 
 from dream_ray import files
 from dream_ray.config import ConfigError
-from dream_ray.train.policy import Policy, check_model_folder, fetch_folder, merge_adapter, store_folder
+from dream_ray.train.policy import Policy, check_model_folder, fetch_folder, find_policy, merge_adapter, store_folder
 
 COMPLETE = {
     "config.json": json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}),
@@ -97,3 +97,29 @@ def test_storing_replaces_what_was_there(tmp_path: Path):
 def test_a_policy_without_adapter_cannot_be_merged(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing to merge"):
         merge_adapter(Policy("base", str(tmp_path), None), str(tmp_path / "merged"))
+
+
+def test_a_policy_is_found_by_what_a_user_names(tmp_path: Path):
+    """A run, its policy.json, a model folder, the base model's folder, an adapter's folder."""
+    base = write(tmp_path / "base", COMPLETE)
+    other = write(tmp_path / "other", COMPLETE)
+    adapter = tmp_path / "sft" / "0123abcd" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    run = tmp_path / "run"
+    run.mkdir()
+    content = {"name": "policy-2", "model": base, "adapter": str(adapter)}
+    (run / "policy.json").write_text(json.dumps(content))
+
+    assert find_policy(str(run), base) == find_policy(str(run / "policy.json"), base) == Policy(**content)
+    assert find_policy(base + "/", base) == Policy("base", base + "/", None)
+    assert find_policy(other, base) == Policy("other", other, None)
+    assert find_policy(str(adapter), base) == Policy("0123abcd", base, str(adapter))
+
+
+def test_what_is_no_policy_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="neither a run directory"):
+        find_policy(str(tmp_path), "base")
+    (tmp_path / "policy.json").write_text('{"name": "x"}')
+    with pytest.raises(ConfigError, match="does not describe a policy"):
+        find_policy(str(tmp_path), "base")

@@ -2,8 +2,8 @@
 
 Contract: answers every task of chat/protocol.py from OCR, the risk lexicon and patterns, offline and deterministically.
 What rules cannot do comes back as a reply without text and a reason: "no_reference" (they cannot write a helpful answer),
-"no_observations", a `BadImage` reason, or that of a field that cannot be read. They see what is written in a picture, never
-what it shows, so they name no "image content".
+"no_observations", "rules_cannot_judge" (a benchmark's question about what an answer means), a `BadImage` reason, or that of
+a field that cannot be read. They see what is written in a picture, never what it shows, so they name no "image content".
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import json
 import re
 
 from dream_ray.chat.parse import ParseError, parse_observations
-from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
+from dream_ray.chat.protocol import CHOICES, ChatReply, ChatRequest, Task
 from dream_ray.chat.rules.answer import helpful_answer, risk_aware_answer
-from dream_ray.chat.rules.judge import global_score, helpfulness, is_hit, look_at
+from dream_ray.chat.rules.judge import compliance, global_score, helpfulness, is_hit, look_at
 from dream_ray.chat.rules.lexicon import load_lexicon
 from dream_ray.chat.rules.ocr import TextReader
 from dream_ray.config import ImageConfig
@@ -24,6 +24,10 @@ from dream_ray.taxonomy import Category, Source, normalise_category
 _POINTS_AT_PICTURE = re.compile(
     r"\b(picture|image|photo|sign|note|card|screen|poster|shown|shows|written|title|caption)\b", re.IGNORECASE
 )
+
+
+CANNOT_JUDGE = frozenset(CHOICES) - {Task.COMPLIANCE}
+"""The questions that rules answer with the reason "rules_cannot_judge": those where the meaning of an answer decides."""
 
 
 class RulesChat:
@@ -79,6 +83,12 @@ class RulesChat:
                 return f"{helpfulness(await self._topic(request), _field(request, 'response')):g}"
             case Task.VERDICT:
                 return look_at(_field(request, "response")).verdict.value.capitalize()
+            case Task.COMPLIANCE:
+                return compliance(_field(request, "response"))
+            case _:
+                raise _CannotAnswer(
+                    "rules_cannot_judge", f"{request.task.value} asks what an answer means, not how it sounds"
+                )
 
     async def _read(self, request: ChatRequest) -> list[tuple[str, ...]]:
         """The lines of each image of a request."""
