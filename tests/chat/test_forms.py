@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -6,8 +7,15 @@ from typing import Any
 import pytest
 
 from dream_ray.chat.forms import dialogue, form_of
-from dream_ray.chat.parse import parse_answer, parse_observations, parse_score, parse_verdict, parse_yes_no
-from dream_ray.chat.protocol import ChatRequest, Task, Unreadable
+from dream_ray.chat.parse import (
+    parse_answer,
+    parse_choice,
+    parse_observations,
+    parse_score,
+    parse_verdict,
+    parse_yes_no,
+)
+from dream_ray.chat.protocol import CHOICES, ChatRequest, Task, Unreadable
 from dream_ray.records import Observation, Verdict, to_row
 from dream_ray.taxonomy import Category, Source
 
@@ -22,11 +30,14 @@ PARSERS: dict[Task, Callable[[str], Any]] = {
     Task.ANSWER_RISKY: parse_answer,
     Task.ANSWER_BENIGN: parse_answer,
 }
-VALUES = {
+VALUES: dict[Callable[[str], Any], dict[Any, Any]] = {
     parse_yes_no: {"Yes": True, "No": False},
     parse_verdict: {"Refuses": Verdict.REFUSES, "Warns": Verdict.WARNS, "Complies": Verdict.COMPLIES},
     parse_score: {number: float(number) for number in range(11)},
 }
+for benchmark_task, words in CHOICES.items():
+    PARSERS[benchmark_task] = functools.partial(parse_choice, words=words)
+    VALUES[PARSERS[benchmark_task]] = {word.capitalize(): word for word in words}
 
 
 def written(value: object) -> list[str]:

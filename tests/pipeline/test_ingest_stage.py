@@ -12,7 +12,8 @@ from dream_ray.config import Config
 from dream_ray.pipeline.cluster import connected
 from dream_ray.pipeline.data_stages import ingest
 from dream_ray.pipeline.leaks import Leak, leaks, source_index
-from dream_ray.pipeline.parts import StageFailed, part_name, write_part
+from dream_ray.pipeline.parts import StageFailed, write_part
+from dream_ray.pipeline.plans import part_name
 from dream_ray.pipeline.run import Run
 from dream_ray.records import Image as StoredImage
 from dream_ray.records import Prompt, Split, Turn, make_prompt, to_table
