@@ -203,6 +203,13 @@ def run_pass(
         tally.cached_tokens += item["cached_tokens"]
         through = _last_of_each_job(targets, tallies)
         progress.show(tallies[targets[-1].ref.key], sum(t.rows_out + t.failed + t.unasked for t in through))
+    settle(targets, tallies, max_failure_rate)
+    return tallies
+
+
+def settle(targets: Sequence[Target], tallies: dict[str, Tally], max_failure_rate: float) -> None:
+    """Raise StageFailed where rows were lost, doubled or failed too often, and BudgetReached where some were not asked
+    about."""
     for target in targets:
         _check_ids(target, tallies[target.ref.key])
         check_failure_rate(target.ref, tallies[target.ref.key], max_failure_rate)
@@ -216,7 +223,6 @@ def run_pass(
             f"The budget is spent, so not all rows were asked about ({counts}).",
             {key: tally for key, tally in tallies.items() if not tally.unasked},
         )
-    return tallies
 
 
 def _last_of_each_job(targets: Sequence[Target], tallies: dict[str, Tally]) -> Iterable[Tally]:
