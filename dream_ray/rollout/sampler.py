@@ -172,7 +172,9 @@ class Sampler:
             # Kept as long as the engine: vLLM reads the processor from it when the first image comes. A new name each
             # time: vLLM remembers what it read by the folder's name.
             self._merged = tempfile.mkdtemp(prefix="merged-", dir=self._folder.name)
-            model = merge_adapter(Policy("merged", self._model, weights), f"{self._merged}/model")
+            model = merge_adapter(
+                Policy("merged", self._model, weights), f"{self._merged}/model", dtype=self._rollout.dtype
+            )
         self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
         self._weights = weights
 

@@ -145,10 +145,10 @@ def store_folder(folder: Path, uri: str) -> None:
         pafs.copy_files(str(folder / name), f"{path}/{name}", pafs.LocalFileSystem(), filesystem)
 
 
-def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False) -> str:
+def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False, dtype: str | None = None) -> str:
     """Write base + adapter as one model folder with its processor at the uri `output`; returns `output`.
 
-    Merged in float32 and saved in the base's own dtype. Raises ValueError for a policy without an adapter.
+    Merged in float32 and saved as `dtype`, the base's own unless given. Raises ValueError for a policy without an adapter.
     """
     if policy.adapter is None:
         raise ValueError(
@@ -161,13 +161,13 @@ def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False) 
     with tempfile.TemporaryDirectory() as scratch:
         base = fetch_folder(policy.model, Path(scratch, "fetched"))
         adapter = fetch_folder(policy.adapter, Path(scratch, "fetched"))
-        dtype = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
+        stored = dtype or AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
         model = AutoModelForImageTextToText.from_pretrained(
             base, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         folder = Path(scratch, "merged")
-        merged.to(dtype).save_pretrained(folder)
+        merged.to(getattr(torch, stored) if isinstance(stored, str) else stored).save_pretrained(folder)
         AutoProcessor.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(folder)
         store_folder(folder, output)
     return output

@@ -50,13 +50,13 @@ def test_a_turned_photograph_is_sent_upright() -> None:
     assert image.getexif().get(0x0112) is None
 
 
-def test_a_moving_picture_becomes_its_first_frame() -> None:
+def test_a_moving_picture_is_refused_as_at_ingest() -> None:
     content = io.BytesIO()
     frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue")]
     frames[0].save(content, "PNG", save_all=True, append_images=frames[1:])
-    _, image = opened(data_uri(content.getvalue(), 1800))
-    assert not getattr(image, "is_animated", False)
-    assert image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+    with pytest.raises(BadImage) as caught:
+        data_uri(content.getvalue(), 1800)
+    assert caught.value.reason == "image_animated"
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from dream_ray.pipeline.plans import Planner
 from dream_ray.pipeline.store import Manifest, RunStore
 from dream_ray.prompts import load_templates
 from dream_ray.records import Disentanglement, Judgement, Prompt, Split
-from dream_ray.sources import jsonl
 from dream_ray.sources.ingest import Ingest
 from dream_ray.sources.raw import RawPrompt
+from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import demonstrate
 from dream_ray.teacher.disentangle import disentangle
 from tests.records_for_tests import LOCK
@@ -72,7 +72,7 @@ class Asked:
         self._config, self._count = config, count
         self.images = 0
         ingest = Ingest(ImageConfig(), str(folder / "images"))
-        rows = [row for row in jsonl.read(config.sources[0]) if isinstance(row, RawPrompt)]
+        rows = [row for row in read_source(config.sources[0]) if isinstance(row, RawPrompt)]
         self.prompts = [prompt for row in rows if isinstance(prompt := ingest.prompt(row), Prompt)]
         self.risky = {prompt.prompt_id for prompt in self.prompts if prompt.risk == "risky"}
         self.tokens: dict[str, int] = {}
