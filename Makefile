@@ -30,10 +30,11 @@ demo: $(READY)
 	$(BIN)/python jobs/rlaif.py --config configs/local.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m slow
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
