@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,25 @@ def config_of(*sources: dict[str, Any], **settings: Any) -> Config:
     return Config.model_validate({"name": "a", "student": {"model": "none"}, "sources": sources, **settings})
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connected(config_of({"path": "none"})):
+        yield
+
+
 @pytest.mark.slow
-def test_the_dream_release_through_ingest(shared_data: Path, tmp_path: Path) -> None:
+def test_the_dream_release_through_ingest(shared_data: Path, tmp_path: Path, cluster: None) -> None:
     source = {"format": "dream", "path": str(shared_data / "dream"), "observations": "use"}
     config = config_of(source | {"missing_images": "placeholder"}, part_rows=512)
-    with connected(config):
-        done = ingest(Run(config, str(tmp_path / "run")))
+    done = ingest(Run(config, str(tmp_path / "run")))
     assert (done.manifest.rows_out, done.manifest.failed) == (2977, 0)
     assert done.manifest.extra["repaired"]["0-dream"]["content_prefix_cut"] == 165
-    with connected(config), pytest.raises(StageFailed, match=r"2977 of 2977 rows failed .* image_missing"):
+    with pytest.raises(StageFailed, match=r"2977 of 2977 rows failed .* image_missing"):
         ingest(Run(config_of(source, part_rows=512), str(tmp_path / "without pictures")))
 
 
 @pytest.mark.slow
-def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path) -> None:
+def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path, cluster: None) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "teal").save(buffer, "PNG")
     information = tmp_path / "moss" / "data" / "images_information" / "information.json"
@@ -73,5 +79,5 @@ def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path) -> None:
         {"format": "mossbench", "path": str(tmp_path / "moss"), "partial": True},
         {"format": "table", "path": str(mine), "split": "train"},
     )
-    with connected(config), pytest.raises(StageFailed, match=r"1 training prompts show pictures of mossbench.*mine:a"):
+    with pytest.raises(StageFailed, match=r"1 training prompts show pictures of mossbench.*mine:a"):
         ingest(Run(config, str(tmp_path / "run")))
