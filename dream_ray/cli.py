@@ -80,6 +80,30 @@ def plan(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    gpu_gib: Annotated[float | None, typer.Option(help="Memory of one GPU; cluster.gpu_gib unless given.")] = None,
+) -> None:
+    """Estimate memory for training and engines, and say what will not fit, before anything is tried.
+
+    Example: dream-ray doctor configs/local.yaml sft.micro_batch_size=2 --gpu-gib 23.9
+    """
+    import psutil
+
+    from dream_ray.doctor.check import Machine, examine
+    from dream_ray.doctor.memory import GIB
+    from dream_ray.doctor.table import render_diagnosis
+
+    with _settings_that_work():
+        settings = load_config(config, overrides or [])
+        size = settings.cluster.gpu_gib if gpu_gib is None else gpu_gib
+        found = examine(settings, Machine(size, psutil.virtual_memory().total / GIB))
+    _console().print(render_diagnosis(found), highlight=False)
+    raise typer.Exit(OK if found.fits else FAILED)
+
+
+@app.command()
 def serve(
     config: Annotated[Path, typer.Argument(help="YAML file; its judge section says what is served.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,

@@ -24,7 +24,7 @@ GRAPHS_GIB = 1.0
 """vLLM's CUDA graphs."""
 
 RESERVE = 0.1
-"""Share of a GPU that training has to leave free: PyTorch's allocator keeps blocks that later tensors do not fit in."""
+"""Share of the memory that training has to leave free: PyTorch's allocator keeps blocks that later tensors do not fit in."""
 
 UTILISATION = 0.92
 """Share of a GPU that vLLM 0.32 takes (gpu_memory_utilization)."""
@@ -36,7 +36,7 @@ TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES = 4096, 32768, 3
 """TRL 1.16 scores the vocabulary in tiles of this size (trl/kernels/chunked_logprob.py); a tile is there as the product, as
 its float32 copy and as its gradient."""
 
-ALL_PROJECTIONS = r".*\.(q|k|v|o|gate|up|down)_proj"
+ALL_PROJECTIONS = r"(?!.*(vision_tower|vision_model|visual)\.).*\.(q|k|v|o|gate|up|down)_proj"
 """The matrices of the language model that vLLM keeps room for adapters beside; the vision tower's are left out."""
 
 Parts = Mapping[str, float]

@@ -85,7 +85,9 @@ def read_shape(uri: str, setting: str) -> ModelShape:
     def width(suffix: str, axis: int, *keys: str) -> int:
         # Packed weights have other shapes than the matrices that they stand for.
         found = next((shape[axis] for name, shape in language.items() if name.endswith(suffix)), None)
-        found = found if found is not None and not quantised else next((text[key] for key in keys if key in text), found)
+        found = (
+            found if found is not None and not quantised else next((text[key] for key in keys if key in text), found)
+        )
         if found is None:
             raise ConfigError(
                 f"{setting} = {uri!r}: neither config.json ({', '.join(keys)}) nor a weight named *{suffix} tells how wide "
