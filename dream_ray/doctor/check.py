@@ -251,14 +251,16 @@ def _engine(
         wider = dataclasses.replace(use, gpus=more)
         left = limit - sum(memory.engine(shape, wider).values())
         if shape.heads % more == 0 and left >= memory.kv_bytes_per_token(shape, wider) * use.max_model_len:
-            advice = f"set {gpus}={more}" + (", on machines that have so many" if more > 8 else "")
+            advice = f"{gpus}={more}" + (", on machines that have so many" if more > 8 else "")
             break
     else:
-        advice = "take a smaller or a quantised model, or larger GPUs"
+        advice = f"{section} to a smaller or a quantised model, or take larger GPUs"
+    if memory.DTYPE_BYTES.get(use.dtype) == memory.FLOAT:
+        advice = f"{section}.dtype=bfloat16, or {advice}"
     if room > 0:
         fitting = int(room // memory.kv_bytes_per_token(shape, use))
         advice += f", or {length}={fitting}"
         problem = f"{room / GIB:.1f} GiB are left for the KV cache, one sequence takes {per_sequence / GIB:.1f}"
     else:
         problem = f"{sum(parts.values()) / GIB:.1f} GiB before the KV cache, {limit / GIB:.1f} GiB may be used"
-    return dataclasses.replace(found, problem=problem, advice=advice)
+    return dataclasses.replace(found, problem=problem, advice=f"set {advice}")

@@ -16,7 +16,14 @@ from tests.conftest import REPOSITORY
 from tests.doctor.published import publish
 
 LOCAL = REPOSITORY / "configs" / "local.yaml"
-ON_GPUS = ["sft.use_gpu=true", "sft.bf16=true", "dpo.use_gpu=true", "dpo.bf16=true", "rollout.gpus_per_engine=1"]
+ON_GPUS = [
+    "sft.use_gpu=true",
+    "sft.bf16=true",
+    "dpo.use_gpu=true",
+    "dpo.bf16=true",
+    "rollout.gpus_per_engine=1",
+    "rollout.dtype=bfloat16",
+]
 
 
 @pytest.fixture
@@ -56,6 +63,11 @@ def test_an_engine_that_is_too_large_names_the_gpus_that_hold_it(qwen: str) -> N
     assert "rollout.gpus_per_engine=2" in found.advice
     split = named(examine(local(qwen, *ON_GPUS, "rollout.gpus_per_engine=2"), Machine(16, 64)), "student engine")
     assert not split.problem
+
+
+def test_a_float32_engine_is_told_of_bfloat16(qwen: str) -> None:
+    found = named(examine(local(qwen, *ON_GPUS, "rollout.dtype=float32"), Machine(24, 64)), "student engine")
+    assert found.advice.startswith("set rollout.dtype=bfloat16, or rollout.gpus_per_engine=2")
 
 
 def test_heads_have_to_be_divisible(qwen: str) -> None:
@@ -106,6 +118,7 @@ def test_exit_codes(student: Path) -> None:
     assert CliRunner().invoke(app, [*arguments, *ON_GPUS]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_neither_ray_nor_torch_is_imported(student: Path) -> None:
     script = (
         "import sys; from typer.testing import CliRunner; from dream_ray.cli import app; "
