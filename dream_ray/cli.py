@@ -185,6 +185,38 @@ def report(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_DIR|POLICY", help="Run directory, adapter folder or model folder.")
+    ],
+    output: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
+    data: Annotated[
+        bool, typer.Option("--data", help="Write what the run learnt from, not the policy it ends with.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The model that an adapter folder goes on; what it names unless given.")
+    ] = None,
+) -> None:
+    """Write a run's policy as one model folder for transformers and vLLM, or its training data for TRL and LLaMA-Factory.
+
+    Example: dream-ray export runs/local build/aligned; dream-ray export --data runs/local build/aligned-data
+    """
+    from dream_ray.pipeline.export import export_data, export_policy
+
+    with _settings_that_work():
+        if data:
+            written = export_data(source, output)
+            for name, count in (
+                *written.rows.items(),
+                *((f"left out, {why}", n) for why, n in written.skipped.items()),
+            ):
+                print(f"{name}: {count} rows")
+            print(f"data: {output}")
+        else:
+            print(f"policy {export_policy(source, output, base)}: {output}")
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[
         list[str], typer.Argument(metavar="RUN_DIR...", help="Two or more; the first is the yardstick.")
