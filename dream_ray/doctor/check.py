@@ -146,7 +146,7 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
     settings = _settings(config, train, train.micro_batch_size)
     found = Finding(
         name, shape, train.use_gpu, copies, needed(settings), limit,
-        f"{settings.sequences} sequences of {settings.tokens} tokens, gradient checkpointing "
+        f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, gradient checkpointing "
         f"{'on' if settings.checkpointing else 'off'}",
     )  # fmt: skip
     if found.total <= limit:

@@ -87,6 +87,9 @@ MODELS = {
     "Qwen2.5-VL-32B-Instruct": _qwen(
         Language("model.", "lm_head.weight", 64, 5120, 27648, 5120, 1024, 152064, biased=True), 688_871_424, 40
     ),
+    "Qwen2.5-VL-72B-Instruct": _qwen(
+        Language("model.", "lm_head.weight", 80, 8192, 29568, 8192, 1024, 152064, biased=True), 705_000_000, 64
+    ),
 }
 
 
