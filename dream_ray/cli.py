@@ -80,6 +80,30 @@ def plan(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    gpu_gib: Annotated[float | None, typer.Option(help="Memory of one GPU; cluster.gpu_gib unless given.")] = None,
+) -> None:
+    """Estimate memory for training and engines, and say what will not fit, before anything is tried.
+
+    Example: dream-ray doctor configs/local.yaml sft.micro_batch_size=2 --gpu-gib 23.9
+    """
+    import psutil
+
+    from dream_ray.doctor.check import Machine, examine
+    from dream_ray.doctor.memory import GIB
+    from dream_ray.doctor.table import render_diagnosis
+
+    with _settings_that_work():
+        settings = load_config(config, overrides or [])
+        size = settings.cluster.gpu_gib if gpu_gib is None else gpu_gib
+        found = examine(settings, Machine(size, psutil.virtual_memory().total / GIB))
+    _console().print(render_diagnosis(found), highlight=False)
+    raise typer.Exit(OK if found.fits else FAILED)
+
+
+@app.command()
 def serve(
     config: Annotated[Path, typer.Argument(help="YAML file; its judge section says what is served.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
@@ -158,6 +182,38 @@ def report(
             console.print(f"round {row.number}: {row.reason}", highlight=False)
         console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
         _print_page("report", written.uri, written.size)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_DIR|POLICY", help="Run directory, adapter folder or model folder.")
+    ],
+    output: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
+    data: Annotated[
+        bool, typer.Option("--data", help="Write what the run learnt from, not the policy it ends with.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The model that an adapter folder goes on; what it names unless given.")
+    ] = None,
+) -> None:
+    """Write a run's policy as one model folder for transformers and vLLM, or its training data for TRL and LLaMA-Factory.
+
+    Example: dream-ray export runs/local build/aligned; dream-ray export --data runs/local build/aligned-data
+    """
+    from dream_ray.pipeline.export import export_data, export_policy
+
+    with _settings_that_work():
+        if data:
+            written = export_data(source, output)
+            for name, count in (
+                *written.rows.items(),
+                *((f"left out, {why}", n) for why, n in written.skipped.items()),
+            ):
+                print(f"{name}: {count} rows")
+            print(f"data: {output}")
+        else:
+            print(f"policy {export_policy(source, output, base)}: {output}")
 
 
 @app.command()
