@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -334,8 +334,31 @@ def check_source(form: str | None, path: str | None, settings: list[str]) -> int
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
-    _prepare_process()
     start = time.monotonic()
+
+    def loop(current: "Run", scorer_url: Callable[[], str]) -> Callable[[], None]:
+        from dream_ray.pipeline.driver import align
+        from dream_ray.pipeline.reporting import write_policy, write_report
+
+        result = align(current, scorer_url)
+        write_policy(current.store, result.standing)
+        page = write_report(current.store.uri)
+        return lambda: _print_result(current, result, page, time.monotonic() - start)
+
+    return run_job(config_path, overrides, run_dir, loop)
+
+
+def run_job(
+    config_path: str,
+    overrides: list[str],
+    run_dir: str | None,
+    work: "Callable[[Run, Callable[[], str]], Callable[[], None]]",
+) -> int:
+    """Check the settings, connect to Ray, do the work on the run and say how it ended; the exit code.
+
+    `work` gets the run and what starts the scorer, and returns what prints its result once Ray is gone.
+    """
+    _prepare_process()
     try:
         config = load_config(config_path, overrides)
         target = _target(config, run_dir)
@@ -350,24 +373,20 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
         return UNUSABLE
 
     from dream_ray.pipeline.cluster import connected, scorer
-    from dream_ray.pipeline.driver import align
     from dream_ray.pipeline.parts import StageFailed
-    from dream_ray.pipeline.reporting import write_policy, write_report
     from dream_ray.pipeline.run import Run
 
     try:
         current = Run(config, target)
         with connected(config), scorer(current) as scorer_url:
-            result = align(current, scorer_url)
-            write_policy(current.store, result.standing)
-            page = write_report(current.store.uri)
+            tell = work(current, scorer_url)
     except StageFailed as error:
         _complain(error)
         return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
-    _print_result(current, result, page, time.monotonic() - start)
+    tell()
     return OK
 
 
