@@ -162,6 +162,8 @@ def test_the_image_is_in_the_prompt_that_the_engine_reads(endpoint: str) -> None
 
 def test_a_wrong_model_name_fails_at_once(endpoint: str) -> None:
     config = OpenAIConfig(backend="openai", model="nobody", base_url=endpoint, api_key_env="", timeout_s=60)
-    reply = asyncio.run(OpenAIChat(config, load_templates()).ask(ChatRequest(Task.IMAGE_PASS, {"text": "What is this?"})))
+    reply = asyncio.run(
+        OpenAIChat(config, load_templates()).ask(ChatRequest(Task.IMAGE_PASS, {"text": "What is this?"}))
+    )
     assert (reply.text, reply.reason, reply.attempts) == (None, "http_404", 1)
     assert "nobody" in reply.detail
