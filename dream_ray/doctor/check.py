@@ -144,11 +144,11 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
         return memory.lora_training(shape, settings)
 
     settings = _settings(config, train, train.micro_batch_size)
-    found = Finding(
-        name, shape, train.use_gpu, copies, needed(settings), limit,
-        f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, gradient checkpointing "
-        f"{'on' if settings.checkpointing else 'off'}",
-    )  # fmt: skip
+    what = (
+        f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, "
+        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}"
+    )
+    found = Finding(name, shape, train.use_gpu, copies, needed(settings), limit, what)
     if found.total <= limit:
         return found
     problem = f"{found.total / GIB:.1f} GiB, {limit / GIB:.1f} GiB may be used"

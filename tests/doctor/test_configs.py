@@ -15,7 +15,7 @@ HARDWARE = {"llava-7b": (8, 8), "qwen2.5-vl-3b-24gb": (1, 1), "qwen2.5-vl-7b": (
 
 
 def test_every_config_is_known_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"local", *HARDWARE}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"local", "cluster", *HARDWARE}
 
 
 @pytest.mark.parametrize("name", HARDWARE)
