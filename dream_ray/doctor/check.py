@@ -146,8 +146,8 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
     settings = _settings(config, train, train.micro_batch_size)
     found = Finding(
         name, shape, train.use_gpu, copies, needed(settings), limit,
-        f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, gradient checkpointing "
-        f"{'on' if settings.checkpointing else 'off'}",
+        f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, "
+        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}",
     )  # fmt: skip
     if found.total <= limit:
         return found
