@@ -197,7 +197,7 @@ def export(
         str | None, typer.Option(help="The model that an adapter folder goes on; what it names unless given.")
     ] = None,
 ) -> None:
-    """Write a run's policy as one model folder for transformers and vLLM, or its training data for TRL and LLaMA-Factory.
+    """Write a run's policy as one model folder for transformers, or its training data for TRL and LLaMA-Factory.
 
     Example: dream-ray export runs/local build/aligned; dream-ray export --data runs/local build/aligned-data
     """
