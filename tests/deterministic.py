@@ -15,13 +15,13 @@ from dream_ray.pipeline.store import fingerprint
 from dream_ray.records import Grade, Judgement, Label, Rollout, Turn, Verdict, make_prompt, stable_id, to_row
 from dream_ray.rollout.requests import sample_seed
 from dream_ray.sources.demo import write_demo
-from dream_ray.sources.ingest import blocks
 from dream_ray.sources.raw import RawPrompt
+from dream_ray.sources.registry import read
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 config = load_config("configs/local.yaml", [f"seed={seed}"])
 source = SourceConfig(path=str(write_demo(folder)))
-raw = [row for _, _, rows in blocks(source, 64) for row in rows if isinstance(row, RawPrompt)]
+raw = [row for row in read(source) if isinstance(row, RawPrompt)]
 prompts = [
     make_prompt(
         source=r.source,
