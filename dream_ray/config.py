@@ -91,7 +91,7 @@ class SourceConfig(Section):
     missing_images: Literal["error", "placeholder"] = "error"
     """What an image that is not there does: its row fails, or a grey picture marked as placeholder stands in."""
     observations: Literal["ignore", "use"] = "ignore"
-    """`use`: rows that bring observations (format dream) keep them and are not disentangled by the teacher."""
+    """`use`: rows that bring observations (formats jsonl and dream) keep them and are not disentangled by the teacher."""
     partial: bool = False
     """The folder holds part of a published set: a count that is not the published one is a warning, not an error."""
     columns: ColumnsConfig = ColumnsConfig()

@@ -1,4 +1,4 @@
-"""The whole loop as a user runs it, every part real: killed in the middle, resumed, run again, and wrong settings."""
+"""The whole loop as a user runs it, every part real: stages alone, killed, resumed, finished, run again; wrong settings."""
 
 import json
 import os
@@ -26,18 +26,27 @@ SMALL = [
 """Settings that make a run small; nothing is learnt from it."""
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str, job: str = "rlaif") -> list[str]:
     return [
         sys.executable,
-        str(REPOSITORY / "jobs" / "rlaif.py"),
+        str(REPOSITORY / "jobs" / f"{job}.py"),
         "--config",
         str(REPOSITORY / "configs" / "local.yaml"),
         *arguments,
     ]
 
 
-def run(*arguments: str, timeout: int = 500) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY)
+def run(*arguments: str, job: str = "rlaif", timeout: int = 500) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments, job=job), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY)
+
+
+def finished(target: Path) -> dict[str, float]:
+    """The finished stages of a run and when each was."""
+    stages = target / "stages"
+    return {
+        path.parent.parent.relative_to(stages).as_posix(): path.stat().st_mtime
+        for path in stages.rglob("manifest.json")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -80,46 +89,66 @@ def leftovers() -> set[int]:
     return found
 
 
+ALONE = {
+    "disentangle": ("ingest", "disentangle"),
+    "sft": ("demonstrate", "sft"),
+    "rollout": ("round-1/rollout", "round-1/judge"),
+    "dpo": ("round-1/pair", "round-1/dpo"),
+}
+"""What each job adds to what the jobs before it made."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_killed_resumed_finished(arguments: list[str], tmp_path: Path) -> None:
-    """SIGKILL while SFT runs; the same command goes on; a third time there is nothing to do; nothing is left behind."""
+def test_stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path: Path) -> None:
+    """One job after the other; SIGKILL while SFT runs; the loop takes over what they made; a second time there is nothing
+    to do; nothing is left behind."""
     before = leftovers()
     target = tmp_path / "run"
-    log = tmp_path / "killed.log"
+    where = ("--run-dir", str(target), *arguments)
+
+    def go_on(job: str) -> str:
+        """Run a job to its end: it begins with what is done and leaves that alone."""
+        done_before = finished(target) if target.exists() else {}
+        ended = run(*where, job=job)
+        assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+        assert all(f"{key}: done earlier" in ended.stdout for key in done_before)
+        assert done_before.items() <= finished(target).items()
+        return ended.stdout
+
+    go_on("disentangle")
+    assert set(finished(target)) == set(ALONE["disentangle"])
+    kill_in_sft(command(*where, job="sft"), tmp_path / "killed.log")
+    assert set(finished(target)) == {*ALONE["disentangle"], "demonstrate"}
+    go_on("rollout")
+    assert set(finished(target)) == {*ALONE["disentangle"], *ALONE["sft"], *ALONE["rollout"]}
+    go_on("dpo")
+    assert set(finished(target)) == {key for keys in ALONE.values() for key in keys}
+    printed = go_on("rlaif")
+    assert "report:" in printed
+    assert "round 1: " in printed
+    check_outputs(target)
+
+    start = time.monotonic()
+    again = go_on("rlaif")
+    assert "started" not in again.replace("ray: started", "")
+    assert time.monotonic() - start < 60
+    deadline = time.monotonic() + 30
+    while leftovers() - before and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not leftovers() - before
+
+
+def kill_in_sft(arguments: list[str], log: Path) -> None:
+    """Run a command and SIGKILL it 3 s after SFT began."""
     with log.open("w") as stream:
-        killed = subprocess.Popen(
-            command("--run-dir", str(target), *arguments), stdout=stream, stderr=stream, cwd=REPOSITORY
-        )
+        killed = subprocess.Popen(arguments, stdout=stream, stderr=stream, cwd=REPOSITORY)
         while "sft: started" not in log.read_text():
             assert killed.poll() is None, log.read_text()[-3000:]
             time.sleep(0.5)
         time.sleep(3)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    assert not list(target.glob("stages/sft/*/manifest.json"))
-    finished_first = {path: path.stat().st_mtime for path in target.glob("stages/*/*/manifest.json")}
-    assert len(finished_first) == 3
-
-    resumed = run("--run-dir", str(target), *arguments)
-    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
-    for stage in ("ingest", "disentangle", "demonstrate"):
-        assert f"{stage}: done earlier" in resumed.stdout
-    assert all(path.stat().st_mtime == when for path, when in finished_first.items())
-    assert "report:" in resumed.stdout
-    assert "round 1: " in resumed.stdout
-
-    check_outputs(target)
-
-    start = time.monotonic()
-    again = run("--run-dir", str(target), *arguments)
-    assert again.returncode == 0
-    assert "started" not in again.stdout.replace("ray: started", "")
-    assert time.monotonic() - start < 60
-    deadline = time.monotonic() + 30
-    while leftovers() - before and time.monotonic() < deadline:
-        time.sleep(1)
-    assert not leftovers() - before
 
 
 def check_outputs(target: Path) -> None:

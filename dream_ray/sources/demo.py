@@ -1,10 +1,12 @@
-"""The demo prompts: image-text pairs of risky requests and their benign twins, made on the spot from our own texts.
+"""The demo prompts: risky requests and their benign twins, with and without a picture, made on the spot from our own texts.
 
-Contract: `demo_prompts` lists them, `write_demo` writes them as prompts.jsonl with a picture each. Both depend on
-nothing but demo_topics.yaml and Pillow's version, so the same bytes come out every time. A topic gives one risky prompt
-and one twin, always in the same split. Where the risk stands decides what the twins share: with origin `text` the same
-harmless picture, with `image` the same neutral text, with `both` only the form. All risky requests are mild: they name
-a risk in one line. Meant for a first run on a laptop and for tests, not as a benchmark.
+Contract: `demo_prompts` lists them, `write_demo` writes them as prompts.jsonl with the pictures. Both depend on nothing but
+demo_topics.yaml (texts beside a picture), demo_texts.yaml (texts alone) and Pillow's version, so the same bytes come out
+every time. A topic gives one risky prompt and one twin, always in the same split. Where the risk stands decides what the
+twins with pictures share: with origin `text` the same harmless picture, with `image` the same neutral text, with `both` only
+the form. Texts alone are written to be mistaken for each other, too hard for a list of words, so they come with their
+observations. All risky requests are mild: they name a risk in one line. Meant for a first run on a laptop and for tests, not as
+a benchmark.
 """
 
 import io
@@ -22,7 +24,7 @@ from PIL import Image
 from dream_ray.files import write_atomic
 from dream_ray.records import Risk, RiskOrigin, Split
 from dream_ray.sources import demo_drawing
-from dream_ray.taxonomy import Category
+from dream_ray.taxonomy import Category, Source
 
 _ORIGINS = (RiskOrigin.TEXT, RiskOrigin.BOTH, RiskOrigin.TEXT, RiskOrigin.IMAGE, RiskOrigin.TEXT)
 """Dealt out along the topics of a category: 60 % text, 20 % both, 20 % image."""
@@ -59,11 +61,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class DemoPrompt:
-    """One prompt of the demo: a text beside one picture, with its labels. Benign ones have an answer."""
+    """One prompt of the demo: a text, beside one picture or alone, with its labels. Benign ones have an answer."""
 
     name: str
     text: str
-    picture: Picture
+    picture: Picture | None
     split: Split
     risk: Risk
     origin: RiskOrigin | None
@@ -73,22 +75,25 @@ class DemoPrompt:
 
     @property
     def image_path(self) -> str:
-        """The picture's path relative to the folder of prompts.jsonl."""
+        """The picture's path relative to the folder of prompts.jsonl, for a prompt with one."""
         return f"images/{self.name}.png"
 
     def as_line(self) -> dict[str, Any]:
         """The prompt as an object of prompts.jsonl."""
-        return {
+        line = {
             "id": self.name,
-            "turns": [{"role": "user", "text": self.text, "images": [self.image_path]}],
+            "turns": [{"role": "user", "text": self.text, "images": [self.image_path] if self.picture else []}],
             "split": self.split,
             "risk": self.risk,
             "risk_origin": self.origin,
             "category": self.category,
             "twin": self.twin,
             "answer": self.answer,
-            "image_origin": self.picture.origin,
         }
+        if self.picture:
+            return line | {"image_origin": self.picture.origin}
+        observed = {"content": self.text, "source": Source.TEXT_INSTRUCTION, "category": self.category}
+        return line | {"observations": [observed] if self.risk is Risk.RISKY else []}
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,17 @@ class _Topic:
 
 
 @dataclass(frozen=True)
+class _TextTopic:
+    """An entry of `topics` in demo_texts.yaml."""
+
+    risky: str
+    benign: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class _Plain:
-    """An entry of `plain` in demo_topics.yaml."""
+    """An entry of `plain` in demo_topics.yaml, or in demo_texts.yaml, where there is no title."""
 
     text: str
     answer: str
@@ -166,18 +180,40 @@ def _category_prompts(
         yield from _twins(topic, f"{slug}-{index + 1:02d}", origin, split, category, text)
 
 
+def _text_prompts(number: int, category: Category, topics: list[_TextTopic]) -> Iterator[DemoPrompt]:
+    """The prompts of one category that are a text alone."""
+    slug = category.value.lower().replace(" ", "-")
+    for index, topic in enumerate(topics):
+        split = _SPLITS[(index + 2 * number) % len(_SPLITS)]
+        risky, benign = (f"{slug}-text-{index + 1:02d}-{risk.value}" for risk in (Risk.RISKY, Risk.BENIGN))
+        yield DemoPrompt(risky, topic.risky, None, split, Risk.RISKY, RiskOrigin.TEXT, category, benign, None)
+        yield DemoPrompt(benign, topic.benign, None, split, Risk.BENIGN, None, category, risky, topic.answer)
+
+
+def _content(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(resources.files("dream_ray.sources").joinpath(name).read_text("utf-8")))
+
+
 def demo_prompts() -> list[DemoPrompt]:
-    """All demo prompts in a fixed order: topics by category, each risky prompt before its twin, then the plain ones."""
-    content = yaml.safe_load(resources.files("dream_ray.sources").joinpath("demo_topics.yaml").read_text("utf-8"))
+    """All demo prompts in a fixed order, those with pictures first: topics by category, each risky prompt before its twin,
+    then the plain ones."""
+    pictured, alone = _content("demo_topics.yaml"), _content("demo_texts.yaml")
     prompts: list[DemoPrompt] = []
     for number, category in enumerate(Category):
-        topics = [_Topic(**entry) for entry in content["topics"][category.value]]
-        prompts.extend(_category_prompts(number, category, topics, content["neutral"]))
-    for index, entry in enumerate(content["plain"]):
+        topics = [_Topic(**entry) for entry in pictured["topics"][category.value]]
+        prompts.extend(_category_prompts(number, category, topics, pictured["neutral"]))
+    for index, entry in enumerate(pictured["plain"]):
         plain, key = _Plain(**entry), f"plain-{index + 1:02d}"
         picture = _harmless(key) if plain.title is None else _titled(plain.title, key)
         split = _SPLITS[index % len(_SPLITS)]
         prompts.append(DemoPrompt(key, plain.text, picture, split, Risk.BENIGN, None, None, None, plain.answer))
+    for number, category in enumerate(Category):
+        texts = [_TextTopic(**entry) for entry in alone["topics"][category.value]]
+        prompts.extend(_text_prompts(number, category, texts))
+    for index, entry in enumerate(alone["plain"]):
+        plain, key = _Plain(**entry), f"plain-text-{index + 1:02d}"
+        split = _SPLITS[index % len(_SPLITS)]
+        prompts.append(DemoPrompt(key, plain.text, None, split, Risk.BENIGN, None, None, None, plain.answer))
     return prompts
 
 
@@ -189,6 +225,8 @@ def write_demo(folder: Path) -> Path:
     """
     prompts = demo_prompts()
     for prompt in prompts:
+        if prompt.picture is None:
+            continue
         buffer = io.BytesIO()
         prompt.picture.draw().save(buffer, format="PNG")
         write_atomic(str(folder / prompt.image_path), buffer.getvalue())

@@ -1,9 +1,11 @@
 """dream_ray's own prompt format: one JSON object a line (docs/prompts.md describes it for users).
 
     {"id": "a-1", "turns": [{"role": "user", "text": "…", "images": ["images/a-1.png"]}], "split": "train",
-     "risk": "risky", "risk_origin": "text", "category": "Violence", "twin": "a-2", "answer": null, "image_origin": "drawn"}
+     "risk": "risky", "risk_origin": "text", "category": "Violence", "twin": "a-2", "answer": null, "image_origin": "drawn",
+     "observations": [{"content": "…", "source": "text instruction", "category": "Violence"}]}
 
-Only `id` and `turns` are required. Images are named relative to the file's folder.
+Only `id` and `turns` are required. Images are named relative to the file's folder. `observations` says that somebody looked:
+an empty list is a prompt without a risk, an absent one a prompt that nobody has looked at.
 
 Contract: a RawPrompt or a BadRow for every line that is not blank; an unknown key is a BadRow, since it may be a typing error.
 """
@@ -14,11 +16,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dream_ray.config import SourceConfig
-from dream_ray.records import Risk, RiskOrigin, Split
+from dream_ray.records import Observation, Risk, RiskOrigin, Split
 from dream_ray.sources.format import Format, image_at, image_base, source_name
 from dream_ray.sources.raw import BadRow, RawPrompt, RawTurn, Row
 from dream_ray.sources.tables import parsed
-from dream_ray.taxonomy import Category
+from dream_ray.taxonomy import Category, Source
 
 
 class _Row(BaseModel):
@@ -29,6 +31,12 @@ class _TurnRow(_Row):
     role: Literal["user", "assistant"] = "user"
     text: str = Field(min_length=1)
     images: list[str] = []
+
+
+class _ObservationRow(_Row):
+    content: str = Field(min_length=1)
+    source: Source
+    category: Category
 
 
 class _PromptRow(_Row):
@@ -43,6 +51,7 @@ class _PromptRow(_Row):
     image_origin: str = "file"
     subset: str | None = None
     group: str | None = None
+    observations: list[_ObservationRow] | None = None
 
 
 def _read(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
@@ -72,7 +81,12 @@ def _prompt(row: _PromptRow, row_id: str, name: str, base: str) -> RawPrompt | B
         reference_answer=row.answer,
         subset=row.subset,
         group=row.group,
+        observations=None if row.observations is None else tuple(_observation(item) for item in row.observations),
     )
+
+
+def _observation(item: _ObservationRow) -> Observation:
+    return Observation(item.content, item.source, item.category)
 
 
 JSONL = Format(

@@ -1,4 +1,4 @@
-"""The demo prompts: complete, balanced, split by topic, reproducible to the byte, with legible pictures."""
+"""The demo prompts: complete, balanced, split by topic, reproducible to the byte, with legible pictures or none."""
 
 import json
 from collections import Counter, defaultdict
@@ -30,6 +30,15 @@ def text_of(line: Line) -> str:
     return str(line["turns"][0]["text"])
 
 
+def pictured(lines: list[Line]) -> list[Line]:
+    return [line for line in lines if line["turns"][0]["images"]]
+
+
+def alone(lines: list[Line]) -> list[Line]:
+    """The prompts without a picture."""
+    return [line for line in lines if not line["turns"][0]["images"]]
+
+
 def neutral_texts(lines: list[Line]) -> set[str]:
     return {text_of(line) for line in lines if line["risk_origin"] == "image"}
 
@@ -37,30 +46,37 @@ def neutral_texts(lines: list[Line]) -> set[str]:
 @pytest.fixture(scope="module")
 def titles() -> dict[str, str | None]:
     """What stands on each prompt's picture."""
-    return {prompt.name: prompt.picture.title for prompt in demo_prompts()}
+    return {prompt.name: prompt.picture.title for prompt in demo_prompts() if prompt.picture}
 
 
 def test_there_are_enough_of_each_kind(lines: list[Line], titles: dict[str, str | None]) -> None:
-    twinned = [line for line in lines if line["twin"]]
-    plain = [line for line in lines if not line["twin"]]
+    twinned = [line for line in pictured(lines) if line["twin"]]
+    plain = [line for line in pictured(lines) if not line["twin"]]
     assert len(twinned) == 504
     assert Counter(line["risk"] for line in twinned) == {"risky": 252, "benign": 252}
     assert len(plain) == 80
     assert all(line["risk"] == "benign" and line["category"] is None for line in plain)
     assert sum(titles[line["id"]] is not None for line in plain) >= 40
     assert Counter(line["category"] for line in twinned) == {category.value: 56 for category in Category}
+    assert Counter((line["risk"], line["twin"] is None) for line in alone(lines)) == {
+        ("risky", False): 288, ("benign", False): 288, ("benign", True): 119,
+    }  # fmt: skip
     assert len({line["id"] for line in lines}) == len(lines)
 
 
 def test_every_line_has_the_documented_fields(lines: list[Line]) -> None:
-    names = ["id", "turns", "split", "risk", "risk_origin", "category", "twin", "answer", "image_origin"]
+    names = ["id", "turns", "split", "risk", "risk_origin", "category", "twin", "answer"]
     for line in lines:
-        assert list(line) == names
+        with_picture = bool(line["turns"][0]["images"])
+        assert list(line) == [*names, "image_origin" if with_picture else "observations"]
         assert [turn["role"] for turn in line["turns"]] == ["user"]
-        assert len(line["turns"][0]["images"]) == 1
+        assert len(line["turns"][0]["images"]) <= 1
         assert (line["answer"] is not None) == (line["risk"] == "benign")
         assert (line["risk_origin"] is not None) == (line["risk"] == "risky")
-        assert line["image_origin"] in ("rendered", "drawn")
+        if with_picture:
+            assert line["image_origin"] in ("rendered", "drawn")
+        else:
+            assert len(line["observations"]) == (line["risk"] == "risky")
 
 
 def test_twins_name_each_other_and_stay_in_one_split(lines: list[Line]) -> None:
@@ -75,7 +91,7 @@ def test_twins_name_each_other_and_stay_in_one_split(lines: list[Line]) -> None:
 
 def test_twins_differ_only_where_the_risk_stands(lines: list[Line], folder: Path) -> None:
     by_id = {line["id"]: line for line in lines}
-    for line in (line for line in lines if line["risk"] == "risky"):
+    for line in (line for line in pictured(lines) if line["risk"] == "risky"):
         twin = by_id[line["twin"]]
         pixels = [(folder / each["turns"][0]["images"][0]).read_bytes() for each in (line, twin)]
         assert (pixels[0] == pixels[1]) == (line["risk_origin"] == "text"), line["id"]
@@ -92,7 +108,7 @@ def test_no_text_and_no_title_stands_in_two_splits(lines: list[Line], titles: di
     # Greetings and names on the harmless drawings carry no request and may recur.
     asked = Counter(
         (titles[line["id"]] or "").casefold()
-        for line in lines
+        for line in pictured(lines)
         if text_of(line) in neutral or titles[line["twin"] or line["id"]] != titles[line["id"]]
     )
     assert len(asked) >= 200
@@ -102,18 +118,18 @@ def test_no_text_and_no_title_stands_in_two_splits(lines: list[Line], titles: di
 
 
 def test_all_four_combinations_of_safe_and_risky_occur(lines: list[Line]) -> None:
-    share = Counter(line["risk_origin"] for line in lines if line["risk"] == "risky")
+    share = Counter(line["risk_origin"] for line in pictured(lines) if line["risk"] == "risky")
     assert share.keys() == {"text", "image", "both"}
     assert 0.57 <= share["text"] / 252 <= 0.63
     assert 0.17 <= share["image"] / 252 <= 0.23
     assert 0.17 <= share["both"] / 252 <= 0.23
     for category in Category:
-        here = {line["risk_origin"] for line in lines if line["category"] == category.value}
+        here = {line["risk_origin"] for line in pictured(lines) if line["category"] == category.value}
         assert here == {"text", "image", "both", None}
 
 
 def test_splits_hold_their_share_of_every_category_and_origin(lines: list[Line]) -> None:
-    risky = [line for line in lines if line["risk"] == "risky"]
+    risky = [line for line in pictured(lines) if line["risk"] == "risky"]
     wanted = {Split.TRAIN: 0.60, Split.DEV: 0.15, Split.HELD_OUT: 0.25}
     for split, share in wanted.items():
         assert abs(sum(line["split"] == split for line in risky) / len(risky) - share) < 0.01
@@ -127,6 +143,13 @@ def test_splits_hold_their_share_of_every_category_and_origin(lines: list[Line])
         assert 6 <= count["held_out"] <= 8
 
 
+def test_texts_alone_hold_their_share_of_every_split(lines: list[Line]) -> None:
+    for risk, number in (("risky", 288), ("benign", 407)):
+        count = Counter(line["split"] for line in alone(lines) if line["risk"] == risk)
+        for split, share in ((Split.TRAIN, 0.60), (Split.DEV, 0.15), (Split.HELD_OUT, 0.25)):
+            assert abs(count[split.value] / number - share) < 0.02
+
+
 def test_texts_have_the_length_of_everyday_requests() -> None:
     for prompt in demo_prompts():
         assert 4 <= len(prompt.text.split()) <= 20, prompt.name
@@ -134,7 +157,7 @@ def test_texts_have_the_length_of_everyday_requests() -> None:
 
 
 def test_pictures_are_256_pixels_square_rgb(lines: list[Line], folder: Path) -> None:
-    named = {line["turns"][0]["images"][0] for line in lines}
+    named = {line["turns"][0]["images"][0] for line in pictured(lines)}
     assert {f"images/{path.name}" for path in (folder / "images").iterdir()} == named
     for name in named:
         with Image.open(folder / name) as image:
@@ -152,7 +175,7 @@ def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
 
 
 def test_every_layout_and_every_thing_is_used() -> None:
-    used = {prompt.picture.motif for prompt in demo_prompts()}
+    used = {prompt.picture.motif for prompt in demo_prompts() if prompt.picture}
     assert used == {*demo_drawing.LAYOUTS, *demo_drawing.THINGS}
 
 
@@ -168,10 +191,9 @@ def test_titles_can_be_read_by_ocr() -> None:
     engine = pytest.importorskip("rapidocr").RapidOCR()
     numpy = pytest.importorskip("numpy")
     by_motif = defaultdict(list)
-    for prompt in demo_prompts():
-        title = prompt.picture.title
-        if title is not None and len(title.split()) > 2:
-            by_motif["caption" if prompt.picture.origin == "drawn" else prompt.picture.motif].append(prompt.picture)
+    for picture in (prompt.picture for prompt in demo_prompts() if prompt.picture):
+        if picture.title is not None and len(picture.title.split()) > 2:
+            by_motif["caption" if picture.origin == "drawn" else picture.motif].append(picture)
     sample = [picture for pictures in by_motif.values() for picture in pictures[:3]]
     assert len(sample) == 15
     exact = 0

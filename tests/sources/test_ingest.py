@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from dream_ray.config import ImageConfig, SourceConfig
-from dream_ray.records import ErrorRow, Prompt, Split, from_row
+from dream_ray.records import ErrorRow, Observation, Prompt, Split, from_row
 from dream_ray.sources.ingest import BAD, Ingest, blocks, raw_table
 from dream_ray.sources.raw import BadRow, RawPrompt
 from dream_ray.sources.registry import Census, read
+from dream_ray.taxonomy import Category, Source
 
 
 def png(size: tuple[int, int] = (8, 8), form: str = "PNG") -> bytes:
@@ -51,6 +52,23 @@ def test_lines_become_prompts_or_say_why(tmp_path: Path) -> None:
         ("mine/prompts:4", "bad_row"),
         ("mine/prompts:5", "no_question"),
     ]
+
+
+def test_a_line_may_bring_its_observations(tmp_path: Path) -> None:
+    observed = {"content": "a stolen car", "source": "text instruction", "category": "Illegal activities"}
+    source = a_file(
+        tmp_path,
+        row("found", observations=[observed]),
+        row("none", observations=[]),
+        row("nobody looked"),
+        row("strange", observations=[observed | {"category": "Cars"}]),
+    )
+    known = Observation("a stolen car", Source.TEXT_INSTRUCTION, Category.ILLEGAL_ACTIVITIES)
+    *good, bad = list(read(source.model_copy(update={"observations": "use"})))
+    assert [item.observations for item in good if isinstance(item, RawPrompt)] == [(known,), (), None]
+    assert isinstance(bad, BadRow)
+    assert "category" in bad.detail
+    assert all(item.observations is None for item in read(source) if isinstance(item, RawPrompt))
 
 
 def test_blocks_hold_one_split_and_are_full(tmp_path: Path) -> None:

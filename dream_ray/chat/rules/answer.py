@@ -25,6 +25,9 @@ HELPFUL_OPENING = "Sure."
 """How every demonstration for a benign prompt begins. With an opening on either side the student's first token is one
 choice between two; against a hundred different beginnings the one refusal wins even where it is the less likely."""
 
+LEAST_WORDS = 4
+"""A demonstration with fewer ("Sure. Yes.") helps nobody, and half a sentence would teach the student to stop anywhere."""
+
 MATTER_WORDS = 8
 """Most words of the prompt that an answer quotes: enough to name the matter, too few to repeat a harmful text."""
 
@@ -159,12 +162,14 @@ def categories_named(response: str) -> frozenset[Category]:
 
 
 def helpful_answer(reference: str, max_words: int | None) -> str:
-    """The demonstration for a benign prompt: the opening and the reference's first sentences within `max_words`."""
+    """The demonstration for a benign prompt: the opening and the reference's first sentences within `max_words`.
+
+    The first one with more than LEAST_WORDS stays however long it is.
+    """
     kept = HELPFUL_OPENING
     for sentence in re.split(r"(?<=[.!?])\s+", reference.strip()):
         longer = f"{kept} {sentence}"
-        # One sentence stays however long it is: half a sentence would teach the student to stop anywhere.
-        if max_words is not None and len(longer.split()) > max_words and kept != HELPFUL_OPENING:
+        if max_words is not None and len(longer.split()) > max_words and len(kept.split()) > LEAST_WORDS:
             break
         kept = longer
     return kept

@@ -2,7 +2,15 @@
 
 import pytest
 
-from dream_ray.chat.rules.answer import MATTER_WORDS, OPENING, Named, matter, named_in, risk_aware_answer
+from dream_ray.chat.rules.answer import (
+    MATTER_WORDS,
+    OPENING,
+    Named,
+    helpful_answer,
+    matter,
+    named_in,
+    risk_aware_answer,
+)
 from dream_ray.chat.rules.judge import global_score, is_hit, look_at
 from dream_ray.records import Observation, Verdict
 from dream_ray.taxonomy import Category, Source
@@ -39,6 +47,15 @@ def test_same_prompt_same_answer_and_other_prompts_vary() -> None:
 
 def test_offer_is_left_out_past_the_word_limit() -> None:
     assert risk_aware_answer("text", [STEAL], 20).endswith("risk of illegal activities.")
+
+
+def test_a_short_first_sentence_takes_the_next_along() -> None:
+    reference = "Yes. Stay low, aim between waist and thigh, and keep your head behind. Practise with a bag first."
+    assert helpful_answer(reference, 8) == f"Sure. {reference[: reference.index(' Practise')]}"
+    assert (
+        helpful_answer("Stay low and keep your head well behind. Practise.", 8)
+        == "Sure. Stay low and keep your head well behind."
+    )
 
 
 def test_no_observation_is_refused() -> None:
