@@ -28,7 +28,7 @@ from enum import Enum
 
 from dream_ray import files
 from dream_ray.config import ConfigError
-from dream_ray.pipeline.progress import now_text
+from dream_ray.progress import now_text
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +165,11 @@ def _write(run_uri: str, lease: Lease) -> None:
     files.write_atomic(lease_uri(run_uri), json.dumps(asdict(lease)).encode())
 
 
-class _Keeper:
-    """Renews a lease in one thread and, in another, sees that this does not take too long: a storage may hang."""
+class Holder:
+    """Renews a lease in one thread and, in another, sees that this does not take too long: a storage may hang.
+
+    `lost` says why the lease is this driver's no more, None while it is.
+    """
 
     def __init__(self, run_uri: str, lease: Lease, times: Times):
         self._run_uri, self._lease, self._times = run_uri, lease, times
@@ -217,18 +220,17 @@ class _Keeper:
 
 
 @contextmanager
-def held(run_uri: str, times: Times = TIMES) -> Iterator[Lease]:
+def held(run_uri: str, times: Times = TIMES) -> Iterator[Holder]:
     """The lease of a run directory for the length of the context. Raises LeaseHeld, and LeaseLost out of the context."""
-    lease = acquire(run_uri, times)
-    keeper = _Keeper(run_uri, lease, times)
+    holder = Holder(run_uri, acquire(run_uri, times), times)
     try:
-        yield lease
+        yield holder
     except (KeyboardInterrupt, SystemExit):
-        if keeper.lost is None:
+        if holder.lost is None:
             raise
         raise LeaseLost(
-            f"This driver stopped, because it no longer holds the run directory {run_uri}: {keeper.lost}. What was done by "
+            f"This driver stopped, because it no longer holds the run directory {run_uri}: {holder.lost}. What was done by "
             "then is kept. Look what else works there (`dream-ray status`), and run the same command again once nothing does."
         ) from None
     finally:
-        keeper.end()
+        holder.end()

@@ -28,8 +28,8 @@ import ray.data
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
 from dream_ray.pipeline.marks import Counted, forget, take_over, write_mark
-from dream_ray.pipeline.progress import Progress
 from dream_ray.pipeline.store import StageRef
+from dream_ray.progress import Progress
 from dream_ray.records import ErrorRow, schema_of
 
 log = logging.getLogger(__name__)

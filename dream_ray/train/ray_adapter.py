@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dream_ray import files
 from dream_ray.config import ConfigError, TrainConfig
+from dream_ray.progress import Progress, write_training
 from dream_ray.train.policy import store_folder
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="dream-ray-train-") as scratch:
         trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_report_callback())
+        trainer.add_callback(_report_callback(config["output"]))
         steps = _planned_steps(len(trainer.train_dataset), train)
         trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
         checkpoint = ray.train.get_checkpoint()
@@ -193,8 +194,8 @@ def _use_all_cores(workers_here: int) -> None:
     torch.set_num_threads(max(1, cores // workers_here))
 
 
-def _report_callback() -> "TrainerCallback":
-    """A callback that logs progress and reports each checkpoint from rank 0.
+def _report_callback(output: str) -> "TrainerCallback":
+    """A callback that logs progress, also as a file in `output`, and reports each checkpoint from rank 0.
 
     Ray Train's own one has every rank copy a checkpoint folder that only the first has, and reports a mix of old logs.
     Made in a function so that importing this module does not import transformers.
@@ -223,6 +224,8 @@ def _report_callback() -> "TrainerCallback":
                 logger.info(
                     "step %d/%d, loss %.4f, eta %.0f s", state.global_step, state.max_steps, float(logs["loss"]), eta
                 )
+                rate = done / max(time.monotonic() - self.started, 1e-9)
+                write_training(output, Progress("training", "steps", state.global_step, state.max_steps, rate))
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             checkpoint = None
