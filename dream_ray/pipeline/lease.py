@@ -38,9 +38,10 @@ class Times:
     """All in seconds. `heartbeat` < `stop` < `limit`."""
 
     heartbeat: float = 5.0
-    limit: float = 30.0
-    """Six heartbeats: a storage that stalls for some of them is no death."""
-    stop: float = 20.0
+    limit: float = 60.0
+    """Twelve heartbeats: a busy machine or a storage that stalls for some of them is no death, and stopping a run that
+    lives costs more than a minute's wait for one that does not."""
+    stop: float = 45.0
     settle: float = 1.0
     look: float = 1.0
     """Between two looks at another's lease."""
