@@ -4,8 +4,10 @@
     <run_dir>/images/ab/abcd…                       each image once, by its sha256
     <run_dir>/stages/<key>/<fingerprint>/data/*.parquet    the stage's records
                                         /errors/*.parquet  what it could not do (ErrorRow)
+                                        /parts/*.json      which parts are finished (marks.py)
                                         /manifest.json     written last: its presence means done
     <run_dir>/history.json                          which of these the latest attempt used, in order
+    <run_dir>/lease.json, status.json, logs/        who works here, where it is, what it said
     <run_dir>/report.html, metrics.json, metrics.csv, model_card.md
 
 Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
