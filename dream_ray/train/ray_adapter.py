@@ -6,6 +6,7 @@ epoch; after a crash, of a worker or of the whole driver, the same call goes on 
 in `output`/adapter when `fit` returns. Nothing here knows SFT from DPO.
 """
 
+import json
 import logging
 import math
 import os
@@ -32,6 +33,9 @@ MAX_FAILURES = 3
 CPU_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait sleep. Spinning ones, the default, keep the cores from each other as soon as another process
 wants one, and Ray always has some: beside busy processes on 2 cores a micro batch was seen to take 36 s, and 2.4 s so."""
+
+RUN_NAME = "ray_train"
+"""The folder of Ray Train's checkpoints in a training's output."""
 
 LOG_LINES = 50
 """About how many lines of progress and points of history a training gives, at least every 10 steps."""
@@ -70,6 +74,21 @@ def absolute(uri: str) -> str:
     return files.resolve(uri)[1] if files.is_local(uri) else uri
 
 
+def drop_torn_checkpoints(output: str) -> None:
+    """Remove the checkpoints whose list a killed driver left half written: Ray Train would fail on it at each attempt.
+
+    Ray Train writes the list in place. Training then starts from its beginning.
+    """
+    folder = files.join(output, RUN_NAME)
+    try:
+        json.loads(files.read_bytes(files.join(folder, "checkpoint_manager_snapshot.json")))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("the list of checkpoints in %s is torn; training starts from its beginning", folder)
+        files.delete_folder(folder)
+
+
 def fit(
     build: Callable[[dict[str, Any], dict[str, Any]], "Trainer"],
     settings: dict[str, Any],
@@ -86,6 +105,7 @@ def fit(
 
     accumulation_steps(train)
     output = absolute(output)
+    drop_torn_checkpoints(output)
     started = time.monotonic()
     trainer = TorchTrainer(
         _work,
@@ -94,8 +114,9 @@ def fit(
         scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.use_gpu),
         run_config=RunConfig(
             # The same name in the same folder is what makes a restarted driver find its checkpoints.
-            name="ray_train",
+            name=RUN_NAME,
             storage_path=output,
+            # The older one is removed after the newer one is uploaded whole and registered.
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
