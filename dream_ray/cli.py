@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,6 +100,30 @@ def status(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
+    gpu_gib: Annotated[float | None, typer.Option(help="Memory of one GPU; cluster.gpu_gib unless given.")] = None,
+) -> None:
+    """Estimate memory for training and engines, and say what will not fit, before anything is tried.
+
+    Example: dream-ray doctor configs/local.yaml sft.micro_batch_size=2 --gpu-gib 23.9
+    """
+    import psutil
+
+    from dream_ray.doctor.check import Machine, examine
+    from dream_ray.doctor.memory import GIB
+    from dream_ray.doctor.table import render_diagnosis
+
+    with _settings_that_work():
+        settings = load_config(config, overrides or [])
+        size = settings.cluster.gpu_gib if gpu_gib is None else gpu_gib
+        found = examine(settings, Machine(size, psutil.virtual_memory().total / GIB))
+    _console().print(render_diagnosis(found), highlight=False)
+    raise typer.Exit(OK if found.fits else FAILED)
+
+
+@app.command()
 def serve(
     config: Annotated[Path, typer.Argument(help="YAML file; its judge section says what is served.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, dotted.")] = None,
@@ -178,6 +202,38 @@ def report(
             console.print(f"round {row.number}: {row.reason}", highlight=False)
         console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
         _print_page("report", written.uri, written.size)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_DIR|POLICY", help="Run directory, adapter folder or model folder.")
+    ],
+    output: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
+    data: Annotated[
+        bool, typer.Option("--data", help="Write what the run learnt from, not the policy it ends with.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The model that an adapter folder goes on; what it names unless given.")
+    ] = None,
+) -> None:
+    """Write a run's policy as one model folder for transformers, or its training data for TRL and LLaMA-Factory.
+
+    Example: dream-ray export runs/local build/aligned; dream-ray export --data runs/local build/aligned-data
+    """
+    from dream_ray.pipeline.export import export_data, export_policy
+
+    with _settings_that_work():
+        if data:
+            written = export_data(source, output)
+            for name, count in (
+                *written.rows.items(),
+                *((f"left out, {why}", n) for why, n in written.skipped.items()),
+            ):
+                print(f"{name}: {count} rows")
+            print(f"data: {output}")
+        else:
+            print(f"policy {export_policy(source, output, base)}: {output}")
 
 
 @app.command()
@@ -302,8 +358,31 @@ def check_source(form: str | None, path: str | None, settings: list[str]) -> int
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
     """The loop with its messages; the exit code. Called by `dream-ray run` and by jobs/rlaif.py."""
-    _prepare_process()
     start = time.monotonic()
+
+    def loop(current: "Run", scorer_url: Callable[[], str]) -> Callable[[], None]:
+        from dream_ray.pipeline.driver import align
+        from dream_ray.pipeline.reporting import write_policy, write_report
+
+        result = align(current, scorer_url)
+        write_policy(current.store, result.standing)
+        page = write_report(current.store.uri)
+        return lambda: _print_result(current, result, page, time.monotonic() - start)
+
+    return run_job(config_path, overrides, run_dir, loop)
+
+
+def run_job(
+    config_path: str,
+    overrides: list[str],
+    run_dir: str | None,
+    work: "Callable[[Run, Callable[[], str]], Callable[[], None]]",
+) -> int:
+    """Check the settings, connect to Ray, do the work on the run and say how it ended; the exit code.
+
+    `work` gets the run and what starts the scorer, and returns what prints its result once Ray is gone.
+    """
+    _prepare_process()
     try:
         config = load_config(config_path, overrides)
         target = _target(config, run_dir)
@@ -317,18 +396,14 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
 
     from dream_ray.pipeline.attempt import attempt
     from dream_ray.pipeline.cluster import connected, scorer
-    from dream_ray.pipeline.driver import align
     from dream_ray.pipeline.lease import LeaseLost
     from dream_ray.pipeline.parts import StageFailed
-    from dream_ray.pipeline.reporting import write_policy, write_report
     from dream_ray.pipeline.run import Run
 
     try:
         current = Run(config, target)
         with attempt(current.store, config), connected(config), scorer(current) as scorer_url:
-            result = align(current, scorer_url)
-            write_policy(current.store, result.standing)
-            page = write_report(current.store.uri)
+            tell = work(current, scorer_url)
     except ConfigError as error:
         _complain(error)
         return UNUSABLE
@@ -338,7 +413,7 @@ def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
-    _print_result(current, result, page, time.monotonic() - start)
+    tell()
     return OK
 
 

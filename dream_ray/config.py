@@ -422,6 +422,8 @@ class ClusterConfig(Section):
 
     local_num_cpus: int = Field(default=8, ge=4)
     """Logical CPUs of a Ray started here; more than the cores, or Serve, Data and Train wait for one another."""
+    gpu_gib: float | None = Field(default=None, gt=0)
+    """Memory of one GPU in GiB, as nvidia-smi shows it, for `dream-ray doctor`; a card sold as 80 GB has 79."""
 
 
 class Config(Section):

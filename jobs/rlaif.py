@@ -4,21 +4,15 @@ Composes nothing itself: dream_ray/pipeline/driver.py is the loop. Exit codes: 0
 input cannot work, 130 stopped by a signal. After 1 and 130 the same command goes on where the run ended.
 """
 
-import argparse
 import sys
 
 from dream_ray.cli import run_loop
+from dream_ray.job import parser
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file; configs/ has examples")
-    parser.add_argument(
-        "--run-dir", help="where results live: a folder, s3:// or gs://; the config's run_dir unless set"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, dotted, e.g. rollout.k=4")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
     return run_loop(arguments.config, arguments.overrides, arguments.run_dir)
 
 

@@ -184,8 +184,13 @@ def check_outputs(target: Path) -> None:
 )
 def test_a_wrong_setting_costs_seconds(tmp_path: Path, changed: list[str], words: list[str]) -> None:
     """Exit code 2 and one paragraph, before Ray or torch are imported."""
+    model = tmp_path / "model"  # what is looked at before anything loads: names, and two small files
+    model.mkdir()
+    for name in ("model.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
+        (model / name).touch()
+    (model / "config.json").write_text('{"architectures": ["Any"]}')
     start = time.monotonic()
-    done = run("--run-dir", str(tmp_path / "run"), *changed, timeout=60)
+    done = run("--run-dir", str(tmp_path / "run"), f"student.model={model}", *changed, timeout=60)
     assert done.returncode == 2, done.stdout + done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2

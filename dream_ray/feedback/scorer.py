@@ -92,13 +92,18 @@ def deploy_scorer(
     config: JudgeConfig, images: ImageConfig, services: ChatServices, url: str, headers: dict[str, str]
 ) -> ScorerHandle:
     """Deploy the scorer behind the listener at `url`; see `start_scorer`."""
+    serve.run(scorer_application(config, images, services), name=APP, route_prefix="/")
+    return ScorerHandle(url, _wait_until_healthy(url, headers))
+
+
+def scorer_application(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> Any:
+    """The scorer as a Serve application, to be deployed behind any listener."""
     most = config.replicas if config.autoscale is None else config.autoscale[1]
     # mypy sees the class; the decorators have made it a Deployment.
     deployment = Scorer.options(  # type: ignore[attr-defined]
         **scaling(config), logging_config=_quiet(), ray_actor_options=chat_options(config.chat, most)
     )
-    serve.run(deployment.bind(config, images, services), name=APP, route_prefix="/")
-    return ScorerHandle(url, _wait_until_healthy(url, headers))
+    return deployment.bind(config, images, services)
 
 
 def stop_scorer() -> None:

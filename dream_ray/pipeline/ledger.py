@@ -30,6 +30,10 @@ BETWEEN = "between stages"
 """Where payments count that belong to no stage: the scorer's health checks."""
 
 
+ROUNDING_USD = 1e-9
+"""Sums of cents are not exact: a budget with less than this left is spent."""
+
+
 class Ledger:
     """Adds up payments; the content of the actor."""
 
@@ -82,6 +86,7 @@ class LedgerMeter:
     def __init__(self, ledger: Any):
         self._ledger = ledger
         self._left = math.inf
+        self._sent = 0.0
         self._known_until = -math.inf
         self._refreshing = asyncio.Lock()
 
@@ -92,13 +97,17 @@ class LedgerMeter:
         """True once the run has paid what its budget allows. Raises Ray's error where the ledger is gone."""
         async with self._refreshing:
             if time.monotonic() >= self._known_until:
-                self._left = await self._ledger.left.remote()
+                before = self._sent
+                left = await self._ledger.left.remote()
+                # What was paid while the ledger answered is not in its answer.
+                self._left = left - (self._sent - before)
                 self._known_until = time.monotonic() + REFRESH_S
-        return self._left <= 0
+        return self._left <= ROUNDING_USD
 
     async def paid(self, usd: float) -> None:
         """Send a payment; nobody waits for its arrival."""
         self._left -= usd
+        self._sent += usd
         self._ledger.add.remote(usd)
 
 

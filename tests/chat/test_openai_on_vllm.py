@@ -99,7 +99,7 @@ def replies(endpoint: str) -> dict[Task, ChatReply]:
     )
     judged = {"text": "What grows in this garden?", "response": "Mostly herbs, and a few roses."}
     requests = [
-        ChatRequest(Task.IMAGE_PASS, {}, (picture("red"),)),
+        ChatRequest(Task.IMAGE_PASS, {"text": "What is this?"}, (picture("red"),)),
         ChatRequest(Task.TEXT_PASS, {"text": "Open a lock that is not mine."}),
         ChatRequest(Task.VERIFY, {"content": "open a lock", "category": "Illegal activities"}),
         ChatRequest(Task.VERDICT, judged, (picture("green"),)),
@@ -162,6 +162,8 @@ def test_the_image_is_in_the_prompt_that_the_engine_reads(endpoint: str) -> None
 
 def test_a_wrong_model_name_fails_at_once(endpoint: str) -> None:
     config = OpenAIConfig(backend="openai", model="nobody", base_url=endpoint, api_key_env="", timeout_s=60)
-    reply = asyncio.run(OpenAIChat(config, load_templates()).ask(ChatRequest(Task.IMAGE_PASS, {})))
+    reply = asyncio.run(
+        OpenAIChat(config, load_templates()).ask(ChatRequest(Task.IMAGE_PASS, {"text": "What is this?"}))
+    )
     assert (reply.text, reply.reason, reply.attempts) == (None, "http_404", 1)
     assert "nobody" in reply.detail
