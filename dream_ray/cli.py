@@ -4,6 +4,7 @@ Contract: parses, calls, prints; no logic of its own. Heavy imports (Ray, torch)
 that a typing error costs seconds.
 """
 
+import json
 import logging
 import signal
 import sys
@@ -77,6 +78,25 @@ def plan(
         raise typer.Exit(UNUSABLE) from None
     found = forecast(settings, RunStore(_target(settings, run_dir)))
     _console().print(render_forecast(found), highlight=False)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[str, typer.Argument(help="Of a run that goes on or has ended: a folder, s3:// or gs://.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs, on one line.")] = False,
+) -> None:
+    """Show where a run is: finished stages, progress, failures, cost, who works on it and when it was last heard of.
+
+    Needs no cluster and disturbs nothing. Example: dream-ray status runs/local
+    """
+    from dream_ray.pipeline import status as statuses
+
+    with _settings_that_work():
+        found = statuses.read_status(run_dir)
+    if as_json:
+        print(json.dumps(statuses.as_json(found)))
+    else:
+        _console().print(statuses.render_status(found), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -272,19 +292,23 @@ def evaluate_policies(
         from dream_ray.pipeline.store import RunStore
 
         plan = evaluation.plan(config, policies, benchmarks)
-        RunStore(target).claim(plan.config)
     except ConfigError as error:
         _complain(error)
         return UNUSABLE
 
     from dream_ray.evaluate.benchmark_table import render_benchmarks
+    from dream_ray.pipeline.attempt import attempt
     from dream_ray.pipeline.cluster import connected
+    from dream_ray.pipeline.lease import LeaseLost
     from dream_ray.pipeline.parts import StageFailed
 
     try:
-        with connected(plan.config):
+        with attempt(RunStore(target), plan.config), connected(plan.config):
             measured, path = evaluation.carry_out(plan, target)
-    except StageFailed as error:
+    except ConfigError as error:
+        _complain(error)
+        return UNUSABLE
+    except (StageFailed, LeaseLost) as error:
         _complain(error)
         return FAILED
     except KeyboardInterrupt:
@@ -363,24 +387,27 @@ def run_job(
         config = load_config(config_path, overrides)
         target = _target(config, run_dir)
         from dream_ray.pipeline import preflight
-        from dream_ray.pipeline.store import RunStore
 
         preflight.check(config)
         preflight.check_cache(config)
-        RunStore(target).claim(config)
     except ConfigError as error:
         _complain(error)
         return UNUSABLE
 
+    from dream_ray.pipeline.attempt import attempt
     from dream_ray.pipeline.cluster import connected, scorer
+    from dream_ray.pipeline.lease import LeaseLost
     from dream_ray.pipeline.parts import StageFailed
     from dream_ray.pipeline.run import Run
 
     try:
         current = Run(config, target)
-        with connected(config), scorer(current) as scorer_url:
+        with attempt(current.store, config), connected(config), scorer(current) as scorer_url:
             tell = work(current, scorer_url)
-    except StageFailed as error:
+    except ConfigError as error:
+        _complain(error)
+        return UNUSABLE
+    except (StageFailed, LeaseLost) as error:
         _complain(error)
         return FAILED
     except KeyboardInterrupt:

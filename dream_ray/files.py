@@ -4,6 +4,7 @@ Contract: the only place that turns a uri into a filesystem. `write_atomic` show
 knows what the files hold.
 """
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -68,9 +69,15 @@ def write_atomic(uri: str, content: bytes) -> None:
     filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
     # Unique among threads and machines too: several may write the same file of a shared folder.
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with filesystem.open_output_stream(temporary) as stream:
-        stream.write(content)
-    filesystem.move(temporary, path)
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            stream.write(content)
+        filesystem.move(temporary, path)
+    except OSError:
+        # A full disk must not fill up further with what was not written. What cannot be removed now is swept later.
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(temporary)
+        raise
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
@@ -92,6 +99,14 @@ def list_tree(uri: str) -> list[str]:
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     return sorted(info.path for info in infos if info.type == pafs.FileType.File)
+
+
+def delete_file(uri: str) -> None:
+    """Remove a file; no error where it is absent."""
+    filesystem, path = resolve(uri)
+    with contextlib.suppress(FileNotFoundError):
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def delete_folder(uri: str) -> None:

@@ -5,8 +5,9 @@ prompts, observations, rollouts and judgements is a join of small files with one
 retried task overwrites its own file instead of doubling rows, and samples of one prompt stay together.
 
 Contract: `run_pass` executes one Ray Data pass over a list of work items, writes each target's records and errors, and
-returns what was counted. It raises StageFailed where rows were lost or doubled, or where more rows failed than the
-config allows. Ray lives here; what happens to a row is in the functions that are passed in.
+returns what was counted. Items that an earlier attempt finished (marks.py) are counted and not done again. It raises
+StageFailed where rows were lost or doubled, or where more rows failed than the config allows. Ray lives here; what happens
+to a row is in the functions that are passed in.
 """
 
 import io
@@ -17,7 +18,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy
 import pyarrow as pa
@@ -27,7 +27,9 @@ import ray.data
 
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
+from dream_ray.pipeline.marks import Counted, forget, take_over, write_mark
 from dream_ray.pipeline.store import StageRef
+from dream_ray.progress import Progress
 from dream_ray.records import ErrorRow, schema_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ Stages = Callable[[ray.data.Dataset], ray.data.Dataset]
 
 class StageFailed(RuntimeError):
     """A stage that cannot go on; the message says which, why and what to do."""
+
+
+class RowsLost(StageFailed):
+    """What was counted and what the files hold differ."""
 
 
 class BudgetReached(StageFailed):
@@ -90,6 +96,17 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+    def add(self, counted: Counted) -> None:
+        """Count a part."""
+        self.rows_out += counted["rows_out"]
+        self.failed += counted["failed"]
+        self.failures.update(counted["failures"])
+        self.first_failures = (self.first_failures + counted["first"])[:3]
+        self.unasked += counted["unasked"]
+        self.prompt_tokens += counted["prompt_tokens"]
+        self.completion_tokens += counted["completion_tokens"]
+        self.cached_tokens += counted["cached_tokens"]
 
 
 def part_rows(folder_uri: str) -> dict[str, int]:
@@ -144,16 +161,17 @@ class _Writer:
             counted += [self._write(target, part, mine) for target in self._targets if target.job == job]
         return pa.table({"counted": [json.dumps(item) for item in counted]})
 
-    def _write(self, target: Target, part: str, block: pa.Table) -> dict[str, Any]:
+    def _write(self, target: Target, part: str, block: pa.Table) -> Counted:
         records = _unnest(block[target.column], schema_of(target.record_type))
         errors = [row for row in block["error"].drop_null().to_pylist() if row["stage"] == target.stage]
         failed = [row for row in errors if row["reason"] != BUDGET_REACHED]
         error_table = pa.Table.from_pylist(errors, schema=schema_of(ErrorRow))
-        if records.num_rows:
-            write_part(target.ref.data_uri, part, records)
-        if errors:
-            write_part(target.ref.errors_uri, part, error_table)
-        return {
+        for folder, table in ((target.ref.data_uri, records), (target.ref.errors_uri, error_table)):
+            if table.num_rows:
+                write_part(folder, part, table)
+            else:  # a task that Ray tried before may have got other results
+                files.delete_file(files.join(folder, f"{part}.parquet"))
+        counted: Counted = {
             "key": target.ref.key,
             "rows_out": records.num_rows,
             "failed": len(failed),
@@ -161,6 +179,9 @@ class _Writer:
             "first": [f"{row['row_id']}: {row['reason']}" for row in failed[:3]],
             "unasked": len(errors) - len(failed),
         } | {column: _token_sum(records, column) + _token_sum(error_table, column) for column in TOKEN_COLUMNS}
+        if not counted["unasked"]:
+            write_mark(target.ref, part, counted)
+        return counted
 
 
 def _token_sum(records: pa.Table, column: str) -> int:
@@ -184,28 +205,44 @@ def run_pass(
         raise StageFailed(
             f"{name}: there is nothing to do: the stages before it wrote no row. See their errors folders."
         )
-    expected = sum(item.rows for item in items)
-    dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in items], override_num_blocks=len(items))
-    dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
-    counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
-
     tallies = {target.ref.key: Tally() for target in targets}
-    progress = _Progress(name, expected)
-    for row in counted.iter_rows():
-        item = json.loads(row["counted"])
-        tally = tallies[item["key"]]
-        tally.rows_out += item["rows_out"]
-        tally.failed += item["failed"]
-        tally.failures.update(item["failures"])
-        tally.first_failures = (tally.first_failures + item["first"])[:3]
-        tally.unasked += item["unasked"]
-        tally.prompt_tokens += item["prompt_tokens"]
-        tally.completion_tokens += item["completion_tokens"]
-        tally.cached_tokens += item["cached_tokens"]
-        through = _last_of_each_job(targets, tallies)
-        progress.show(tallies[targets[-1].ref.key], sum(t.rows_out + t.failed + t.unasked for t in through))
-    settle(targets, tallies, max_failure_rate)
+    left = _left_to_do(name, items, targets, tallies)
+    progress = _Progress(name, sum(item.rows for item in items), _through(targets, tallies))
+    if left:
+        dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
+        dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
+        counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
+        for row in counted.iter_rows():
+            item = json.loads(row["counted"])
+            tallies[item["key"]].add(item)
+            progress.show(tallies.values(), _through(targets, tallies))
+    try:
+        settle(targets, tallies, max_failure_rate)
+    except BudgetReached:
+        raise
+    except StageFailed as error:
+        # The user mends the cause and runs the same command: then these rows get another chance.
+        for target in targets:
+            forget(target.ref, failed_only=not isinstance(error, RowsLost))
+        raise
     return tallies
+
+
+def _left_to_do(
+    name: str, items: Sequence[WorkItem], targets: Sequence[Target], tallies: dict[str, Tally]
+) -> list[WorkItem]:
+    """The items that no earlier attempt finished; what was counted of the others is added to the tallies."""
+    left = []
+    for job in dict.fromkeys(item.job for item in items):
+        mine = [item for item in items if item.job == job]
+        refs = [target.ref for target in targets if target.job == job]
+        finished = take_over(refs, [item.part for item in mine])
+        for counted in (entry for entries in finished.values() for entry in entries):
+            tallies[counted["key"]].add(counted)
+        left += [item for item in mine if item.part not in finished]
+    if len(left) < len(items):
+        log.info("%s: %d of %d parts were finished by an earlier attempt", name, len(items) - len(left), len(items))
+    return left
 
 
 def settle(targets: Sequence[Target], tallies: dict[str, Tally], max_failure_rate: float) -> None:
@@ -226,9 +263,10 @@ def settle(targets: Sequence[Target], tallies: dict[str, Tally], max_failure_rat
         )
 
 
-def _last_of_each_job(targets: Sequence[Target], tallies: dict[str, Tally]) -> Iterable[Tally]:
-    """The tally of each job's last target: what is through the whole pass."""
-    return {target.job: tallies[target.ref.key] for target in targets}.values()
+def _through(targets: Sequence[Target], tallies: dict[str, Tally]) -> int:
+    """Rows that are through the whole pass: those of each job's last target."""
+    last = {target.job: tallies[target.ref.key] for target in targets}
+    return sum(tally.rows_out + tally.failed + tally.unasked for tally in last.values())
 
 
 class _Reader:
@@ -255,7 +293,7 @@ def _check_ids(target: Target, tally: Tally) -> None:
         ids.extend(map(hash, pq.read_table(path, columns=[id_column], filesystem=filesystem)[id_column].to_pylist()))
     distinct = len(numpy.unique(numpy.frombuffer(ids, dtype="int64")))
     if len(ids) != tally.rows_out or distinct != len(ids):
-        raise StageFailed(
+        raise RowsLost(
             f"{target.ref.key}: {tally.rows_out} rows were counted, the files in {target.ref.data_uri} hold {len(ids)} "
             f"with {distinct} distinct {id_column}s. Rows were lost or doubled: two rows of a source have the same id and "
             "content, or the program or the storage is at fault. Mend the source, or run the same command again: the "
@@ -276,19 +314,22 @@ def check_failure_rate(ref: StageRef, tally: Tally, limit: float) -> None:
 
 
 class _Progress:
-    """Log lines of a pass: rows done of total, rate, time to go, failures."""
+    """Log lines of a pass: rows done of total, rate, time to go, failures; as data too, for the attempt's log and status."""
 
-    def __init__(self, name: str, expected: int):
-        self._name, self._expected = name, expected
+    def __init__(self, name: str, expected: int, done_before: int):
+        self._name, self._expected, self._before = name, expected, done_before
         self._start = self._last = time.monotonic()
+        first = Progress(name, "rows", done_before, expected, 0.0)
+        log.info("%s: %d of %d rows to do", name, expected - done_before, expected, extra={"progress": first})
 
-    def show(self, tally: Tally, done: int) -> None:
+    def show(self, tallies: Iterable[Tally], done: int) -> None:
         now = time.monotonic()
         if now - self._last < PROGRESS_SECONDS and done < self._expected:
             return
         self._last = now
-        rate = done / max(now - self._start, 1e-9)
+        rate = (done - self._before) / max(now - self._start, 1e-9)
         left = (self._expected - done) / rate if rate else float("inf")
+        failures = sum((tally.failures for tally in tallies), Counter[str]())
         log.info(
             "%s: %d of %d rows, %.1f rows/s, %.0f s to go, %d failed",
             self._name,
@@ -296,5 +337,6 @@ class _Progress:
             self._expected,
             rate,
             left,
-            tally.failed,
+            failures.total(),
+            extra={"progress": Progress(self._name, "rows", done, self._expected, rate, dict(failures))},
         )

@@ -105,7 +105,7 @@ class Run:
         for plan in plans:
             self.store.start(plan.ref)
         keys = tuple(plan.ref.key for plan in plans)
-        log.info("%s: started", ", ".join(keys))
+        log.info("%s: started", ", ".join(keys), extra={"stages": {plan.ref.key: plan.ref.uri for plan in plans}})
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
         start = time.monotonic()
@@ -125,7 +125,8 @@ class Run:
             together = tuple(key for key in keys if key != plan.ref.key and key in outcomes)
             manifest = self._manifest(plan, outcomes[plan.ref.key], seconds, memory.bytes, paid_usd, together)
             self.store.finish(plan.ref, manifest)
-            log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, manifest.rows_out, manifest.failed, seconds)
+            numbers = manifest.rows_out, manifest.failed, seconds
+            log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, *numbers, extra={"stages": {}})
             done.append(self._remember(Done(plan.ref, manifest)))
         if stopped is not None:
             raise BudgetReached(f"{stopped} {self._budget_words()}", stopped.finished)

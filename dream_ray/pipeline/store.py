@@ -4,15 +4,19 @@
     <run_dir>/images/ab/abcd…                       each image once, by its sha256
     <run_dir>/stages/<key>/<fingerprint>/data/*.parquet    the stage's records
                                         /errors/*.parquet  what it could not do (ErrorRow)
+                                        /parts/*.json      which parts are finished (marks.py)
                                         /manifest.json     written last: its presence means done
     <run_dir>/history.json                          which of these the latest attempt used, in order
+    <run_dir>/lease.json, status.json, logs/        who works here, where it is, what it said
     <run_dir>/report.html, metrics.json, metrics.csv, model_card.md
 
 Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
-unchanged one is found again. A folder without a manifest is the remains of a killed attempt; `start` clears it. Works
-on any pyarrow filesystem; knows nothing of Ray or of what the stages do.
+unchanged one is found again. A folder without a manifest, or with a torn one, is the remains of a killed attempt, from which
+the next one takes over what is whole: finished parts (marks.py) and training checkpoints. Works on any pyarrow filesystem;
+knows nothing of Ray or of what the stages do.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -129,7 +133,10 @@ class RunStore:
         filesystem, path = files.resolve(files.join(ref.uri, "manifest.json"))
         if filesystem.get_file_info(path).type != pafs.FileType.File:
             return None
-        return self._read(path, filesystem)
+        try:
+            return self._read(path, filesystem)
+        except ValueError:  # half a file: a storage that does not move atomically, or that lost its last writes
+            return None
 
     @staticmethod
     def _read(path: str, filesystem: pafs.FileSystem) -> Manifest:
@@ -154,14 +161,21 @@ class RunStore:
         """The manifests of all finished stages of all settings, in no order."""
         filesystem, path = files.resolve(files.join(self.uri, "stages"))
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        return [self._read(info.path, filesystem) for info in infos if info.base_name == "manifest.json"]
+        found = []
+        for info in infos:
+            if info.base_name == "manifest.json":
+                with contextlib.suppress(ValueError):  # torn: not done
+                    found.append(self._read(info.path, filesystem))
+        return found
 
     def start(self, ref: StageRef) -> None:
-        """Make the stage's folder empty; whatever a killed attempt left in it goes."""
-        files.delete_folder(ref.uri)
+        """Make the stage's folder; what a killed attempt left in it stays, for its pass or its training to take over."""
+        files.delete_file(files.join(ref.uri, "manifest.json"))
         for folder in (ref.data_uri, ref.errors_uri):
             filesystem, path = files.resolve(folder)
             filesystem.create_dir(path, recursive=True)
+            for unfinished in files.list_files(folder, ".tmp"):
+                filesystem.delete_file(unfinished)
 
     def finish(self, ref: StageRef, manifest: Manifest) -> None:
         """Write the manifest, after which the stage is done."""

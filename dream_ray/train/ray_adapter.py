@@ -6,6 +6,7 @@ epoch; after a crash, of a worker or of the whole driver, the same call goes on 
 in `output`/adapter when `fit` returns. Nothing here knows SFT from DPO.
 """
 
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dream_ray import files
 from dream_ray.config import ConfigError, TrainConfig
+from dream_ray.progress import Progress, write_training
 from dream_ray.train.policy import store_folder
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ MAX_FAILURES = 3
 CPU_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait sleep. Spinning ones, the default, keep the cores from each other as soon as another process
 wants one, and Ray always has some: beside busy processes on 2 cores a micro batch was seen to take 36 s, and 2.4 s so."""
+
+RUN_NAME = "ray_train"
+"""The folder of Ray Train's checkpoints in a training's output."""
 
 LOG_LINES = 50
 """About how many lines of progress and points of history a training gives, at least every 10 steps."""
@@ -69,6 +74,21 @@ def absolute(uri: str) -> str:
     return files.resolve(uri)[1] if files.is_local(uri) else uri
 
 
+def drop_torn_checkpoints(output: str) -> None:
+    """Remove the checkpoints whose list a killed driver left half written: Ray Train would fail on it at each attempt.
+
+    Ray Train writes the list in place. Training then starts from its beginning.
+    """
+    folder = files.join(output, RUN_NAME)
+    try:
+        json.loads(files.read_bytes(files.join(folder, "checkpoint_manager_snapshot.json")))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("the list of checkpoints in %s is torn; training starts from its beginning", folder)
+        files.delete_folder(folder)
+
+
 def fit(
     build: Callable[[dict[str, Any], dict[str, Any]], "Trainer"],
     settings: dict[str, Any],
@@ -85,6 +105,7 @@ def fit(
 
     accumulation_steps(train)
     output = absolute(output)
+    drop_torn_checkpoints(output)
     started = time.monotonic()
     trainer = TorchTrainer(
         _work,
@@ -93,8 +114,9 @@ def fit(
         scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.use_gpu),
         run_config=RunConfig(
             # The same name in the same folder is what makes a restarted driver find its checkpoints.
-            name="ray_train",
+            name=RUN_NAME,
             storage_path=output,
+            # The older one is removed after the newer one is uploaded whole and registered.
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
@@ -120,7 +142,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory(prefix="dream-ray-train-") as scratch:
         trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_report_callback())
+        trainer.add_callback(_report_callback(config["output"]))
         steps = _planned_steps(len(trainer.train_dataset), train)
         trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
         checkpoint = ray.train.get_checkpoint()
@@ -193,8 +215,8 @@ def _use_all_cores(workers_here: int) -> None:
     torch.set_num_threads(max(1, cores // workers_here))
 
 
-def _report_callback() -> "TrainerCallback":
-    """A callback that logs progress and reports each checkpoint from rank 0.
+def _report_callback(output: str) -> "TrainerCallback":
+    """A callback that logs progress, also as a file in `output`, and reports each checkpoint from rank 0.
 
     Ray Train's own one has every rank copy a checkpoint folder that only the first has, and reports a mix of old logs.
     Made in a function so that importing this module does not import transformers.
@@ -223,6 +245,8 @@ def _report_callback() -> "TrainerCallback":
                 logger.info(
                     "step %d/%d, loss %.4f, eta %.0f s", state.global_step, state.max_steps, float(logs["loss"]), eta
                 )
+                rate = done / max(time.monotonic() - self.started, 1e-9)
+                write_training(output, Progress("training", "steps", state.global_step, state.max_steps, rate))
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             checkpoint = None

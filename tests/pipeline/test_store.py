@@ -43,13 +43,26 @@ def test_a_stage_is_done_when_its_manifest_is_there(tmp_path: Path) -> None:
     assert other.uri != ref.uri
 
 
-def test_start_clears_what_a_killed_attempt_left(tmp_path: Path) -> None:
+def test_start_keeps_what_is_whole_and_removes_what_is_not(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path / "run"))
     ref = store.ref("ingest", "0" * 64)
     store.start(ref)
-    files.write_atomic(files.join(ref.data_uri, "part.parquet"), b"half")
+    files.write_atomic(files.join(ref.data_uri, "part.parquet"), b"whole")
+    files.write_atomic(files.join(ref.data_uri, "other.parquet.0123.tmp"), b"half")
     store.start(ref)
-    assert files.list_files(ref.data_uri) == []
+    assert [Path(path).name for path in files.list_files(ref.data_uri)] == ["part.parquet"]
+
+
+def test_a_torn_manifest_means_not_done(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "run"))
+    ref = store.ref("sft", "0" * 64)
+    store.finish(ref, manifest(ref.fingerprint))
+    whole = Path(ref.uri, "manifest.json").read_bytes()
+    Path(ref.uri, "manifest.json").write_bytes(whole[: len(whole) // 2])
+    assert store.manifest(ref) is None
+    assert store.manifests() == []
+    store.finish(ref, manifest(ref.fingerprint))
+    assert store.manifests() == [manifest(ref.fingerprint)]
 
 
 def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""The plan of a training, without training."""
+"""The plan of a training and what a killed one leaves, without training."""
+
+from pathlib import Path
 
 import pytest
 
 from dream_ray.config import ConfigError, SftConfig
-from dream_ray.train.ray_adapter import accumulation_steps
+from dream_ray.train.ray_adapter import RUN_NAME, accumulation_steps, drop_torn_checkpoints
 
 
 @pytest.mark.parametrize(
@@ -16,3 +18,19 @@ def test_the_batch_is_split_over_workers_and_steps(batch: int, micro: int, worke
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"batch_size = 8 is not a multiple .* 4 x 3 = 12"):
         accumulation_steps(SftConfig(batch_size=8, micro_batch_size=4, num_workers=3))
+
+
+@pytest.mark.parametrize(
+    ("listed", "kept"), [('{"checkpoint_results": []}', True), ('{"checkpoint_re', False), ("", False)]
+)
+def test_only_a_torn_list_costs_the_checkpoints(tmp_path: Path, listed: str, kept: bool) -> None:
+    folder = tmp_path / RUN_NAME
+    (folder / "checkpoint_1").mkdir(parents=True)
+    (folder / "checkpoint_manager_snapshot.json").write_text(listed)
+    drop_torn_checkpoints(str(tmp_path))
+    assert (folder / "checkpoint_1").is_dir() is kept
+
+
+def test_a_first_attempt_has_nothing_to_drop(tmp_path: Path) -> None:
+    drop_torn_checkpoints(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
