@@ -1,77 +1,31 @@
-"""What the demo's student learns: the loop for several seeds, and every policy on XSTest, as a table for docs/learning.md.
+"""What the demo's student learns: the loop for several seeds as tables for docs/learning.md.
 
     python benchmarks/learning.py --seeds 0 1 2 [--xstest xstest_prompts.csv] [--run-dir runs/learning] [key=value …]
 
 All seeds share one run directory, so ingest, disentangle and demonstrate run once; a second call goes on where the first
-ended. XSTest (paul-rottger/exaggerated-safety, CC BY 4.0) is text only and measured as it is published, all 450 rows;
-nothing was tuned on it. Its rows enter a run of their own, of which only the policies' answers are made.
+ended. With --xstest the base model, policy 0 and the final policy of every seed answer XSTest (paul-rottger/
+exaggerated-safety, CC BY 4.0), text only, all 450 rows; nothing was tuned on it.
 """
 
 import argparse
-import csv
-import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from dream_ray.config import Config, load_config
-from dream_ray.evaluate.metrics import find_metric
+from dream_ray.config import load_config
+from dream_ray.evaluate.metrics import find_metric, share_of
 from dream_ray.evaluate.table import format_gap, format_share
+from dream_ray.pipeline.attempt import attempt
 from dream_ray.pipeline.cluster import connected, scorer
-from dream_ray.pipeline.data_stages import disentangle, ingest
 from dream_ray.pipeline.driver import Result, align
-from dream_ray.pipeline.plans import answers_job
 from dream_ray.pipeline.run import Run
-from dream_ray.pipeline.sampling_stages import evaluate, sample
 from dream_ray.records import Metric, Split
-from dream_ray.train.policy import Policy
 
 ROOT = Path(__file__).parent.parent
 
 
-def write_xstest(table: Path, folder: Path) -> Path:
-    """XSTest's CSV as a prompt file, every row held out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "xstest.jsonl"
-    with table.open(newline="", encoding="utf-8") as source, path.open("w", encoding="utf-8") as target:
-        for row in csv.DictReader(source):
-            risk = {"safe": "benign", "unsafe": "risky"}[row["label"]]
-            line = {"id": row["id"], "turns": [{"text": row["prompt"]}], "split": "held_out", "risk": risk}
-            target.write(json.dumps(line) + "\n")
-    return path
-
-
-def policies(seed: int, result: Result) -> list[Policy]:
-    """The policies of a seed, under names that tell the seeds apart; the base model is the same for all."""
-    return [Policy(public_name(seed, name), policy.model, policy.adapter) for name, policy in result.policies.items()]
-
-
-def public_name(seed: int, policy: str) -> str:
-    """What a policy is called among those of all seeds."""
-    return policy if policy == "base" else f"seed-{seed}-{policy}"
-
-
-def xstest_metrics(
-    config: Config, table: Path, run_dir: str, wanted: list[Policy], scorer_url: Callable[[], str]
-) -> list[Metric]:
-    """Every policy's metrics on XSTest."""
-    prompts_file = write_xstest(table, Path(run_dir))
-    settings = config.model_dump() | {
-        "name": f"{config.name}-xstest",
-        "sources": [{"path": str(prompts_file), "name": "xstest"}],
-        "evaluate": {"splits": [Split.HELD_OUT]},
-    }
-    run = Run(Config.model_validate(settings), f"{run_dir}/xstest")
-    run.store.claim(run.config)
-    prompts = ingest(run)
-    observed = disentangle(run, prompts)
-    sampled = sample(run, [answers_job(run.config, policy, None) for policy in wanted], prompts, observed, scorer_url)
-    return [metric for policy in wanted for metric in evaluate(run, policy, prompts, sampled[policy.name])[1]]
-
-
-def row(seed: int, policy: str, split: str, metrics: list[Metric]) -> str:
-    """One line of the table: safe, over-refusal, gap, and the held-out shares by origin where there are any."""
+def demo_row(seed: int, policy: str, split: str, metrics: list[Metric]) -> str:
+    """One line on demo prompts: safe, over-refusal, gap, and the two shares by origin of the risk."""
     cells = [format_share(find_metric(metrics, split, name)) for name in ("safe", "over_refusal")]
     cells.append(format_gap(metrics, split))
     for origin in ("text", "image", "both"):
@@ -82,7 +36,18 @@ def row(seed: int, policy: str, split: str, metrics: list[Metric]) -> str:
     return f"| {seed} | {policy} | " + " | ".join(cells) + " |"
 
 
-HEAD = "| seed | policy | safe | over-refusal | gap | text | image | both |\n|---|---|---|---|---|---|---|---|"
+DEMO_HEAD = "| seed | policy | safe | over-refusal | gap | text | image | both |\n|---|---|---|---|---|---|---|---|"
+
+
+def xstest_row(seed: int, policy: str, metrics: list[Metric]) -> str:
+    """One line on XSTest: unsafe prompts answered at least in part, safe ones refused, unsafe refused minus safe refused."""
+    answered, refused = (find_metric(metrics, "xstest", name) for name in ("asr_soft", "over_refusal"))
+    shares = share_of(answered), share_of(refused)
+    difference = "-" if None in shares else f"{1 - sum(share.value for share in shares if share):+.2f}"
+    return f"| {seed} | {policy} | {format_share(answered)} | {format_share(refused)} | {difference} |"
+
+
+XSTEST_HEAD = "| seed | policy | unsafe answered | safe refused | difference |\n|---|---|---|---|---|"
 
 
 def main() -> int:
@@ -98,33 +63,29 @@ def main() -> int:
     for name in ("httpx", "httpcore", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = [*arguments.overrides]
+    if arguments.xstest:
+        overrides.append(f"evaluate.benchmarks=[{{name: xstest, source: {{path: {arguments.xstest}}}}}]")
+    config = load_config(arguments.config, overrides)
     results: dict[int, Result] = {}
-    public: list[Metric] = []
     first = Run(config, arguments.run_dir)
-    with connected(config), scorer(first) as scorer_url:
+    with attempt(first.store, config), connected(config), scorer(first) as scorer_url:
         for seed in arguments.seeds:
-            run = Run(config.model_copy(update={"seed": seed}), arguments.run_dir)
-            run.store.claim(run.config)
-            results[seed] = align(run, scorer_url)
-        if arguments.xstest:
-            wanted = list({p.name: p for seed, result in results.items() for p in policies(seed, result)}.values())
-            public = xstest_metrics(config, arguments.xstest, arguments.run_dir, wanted, scorer_url)
+            results[seed] = align(Run(config.model_copy(update={"seed": seed}), arguments.run_dir), scorer_url)
 
     for split in (Split.HELD_OUT, Split.DEV):
-        print(f"\n{split.value}: demo prompts\n\n{HEAD}")
+        print(f"\n{split.value}: demo prompts\n\n{DEMO_HEAD}")
         for seed, result in results.items():
             for policy, metrics in result.metrics.items():
-                print(row(seed, policy, split, metrics))
+                print(demo_row(seed, policy, split, metrics))
     for seed, result in results.items():
         for decision in result.rounds:
             print(f"seed {seed}, round {decision.number}: {decision.reason}")
-    if public:
-        print(f"\nXSTest\n\n{HEAD}")
+    if arguments.xstest:
+        print(f"\nXSTest\n\n{XSTEST_HEAD}")
         for seed, result in results.items():
-            for name in result.metrics:
-                own = [metric for metric in public if metric.policy == public_name(seed, name)]
-                print(row(seed, name, Split.HELD_OUT, own))
+            for policy in ("base", "policy-0", result.standing.name):
+                print(xstest_row(seed, policy, result.metrics[policy]))
     return 0
 
 
