@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from dream_ray.cli import run_job
+from dream_ray.commands import run_job
 
 if TYPE_CHECKING:
     from dream_ray.pipeline.run import Done, Run

@@ -6,7 +6,7 @@ jobs/rlaif.py.
 
 import sys
 
-from dream_ray.cli import evaluate_policies
+from dream_ray.commands import evaluate_policies
 from dream_ray.job import parser
 
 

@@ -6,7 +6,7 @@ input cannot work, 130 stopped by a signal. After 1 and 130 the same command goe
 
 import sys
 
-from dream_ray.cli import run_loop
+from dream_ray.commands import run_loop
 from dream_ray.job import parser
 
 

@@ -6,7 +6,7 @@ cannot work.
 
 import sys
 
-from dream_ray.cli import serve_scorer
+from dream_ray.commands import serve_scorer
 from dream_ray.job import parser
 
 

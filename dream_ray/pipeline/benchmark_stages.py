@@ -30,9 +30,9 @@ from dream_ray.pipeline.parts import (
 )
 from dream_ray.pipeline.plans import Plan, in_splits, model_digest
 from dream_ray.pipeline.run import Done, Outcome, Run
+from dream_ray.pipeline.sampling_stages import with_samples
 from dream_ray.records import ErrorRow, Grade, Prompt, Rollout, Split, from_row
 from dream_ray.rollout.requests import SampleRequest, request_table, sample_seed
-from dream_ray.rollout.sampler import Sampler, sampler_arguments
 from dream_ray.train.policy import Policy
 
 
@@ -168,17 +168,8 @@ def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Do
         if requests:
             yield request_table(requests)
 
-    student = config.student.model_copy(update={"model": model})
-
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        sampled = dataset.map_batches(
-            Sampler,
-            fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
-            batch_format="pyarrow",
-            batch_size=None,
-            **sampler_arguments(config.rollout),
-        )
-        return _graded(run, jobs, sampled)
+        return _graded(run, jobs, with_samples(dataset, config, model))
 
     targets = [Target(job.sampling.ref, Rollout, job.key, "rollout", "rollout") for job in jobs]
     # A job's last target is the one that its progress is told by.

@@ -104,17 +104,8 @@ def _sample_and_judge(
         if requests:
             yield request_table(requests)
 
-    student = config.student.model_copy(update={"model": model})
-
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        sampled = dataset.map_batches(
-            Sampler,
-            fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
-            batch_format="pyarrow",
-            batch_size=None,
-            **sampler_arguments(config.rollout),
-        )
-        return _judged(sampled, config, url)
+        return _judged(with_samples(dataset, config, model), config, url)
 
     def work() -> Mapping[str, Outcome]:
         tallies = run_pass(
@@ -129,6 +120,18 @@ def _sample_and_judge(
 
     pending = [plan for job in jobs for plan in plans[job.key]]
     return {done.ref.key: done for done in run.carry_out(pending, work)}
+
+
+def with_samples(dataset: ray.data.Dataset, config: Config, model: str) -> ray.data.Dataset:
+    """The operator that samples answers to SampleRequest rows from a base model and its adapters."""
+    student = config.student.model_copy(update={"model": model})
+    return dataset.map_batches(
+        Sampler,
+        fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
+        batch_format="pyarrow",
+        batch_size=None,
+        **sampler_arguments(config.rollout),
+    )
 
 
 def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dataset:

@@ -19,7 +19,7 @@ from dream_ray.records import Observation, Risk, RiskOrigin, Split
 from dream_ray.sources.format import Format, Terms, image_at, image_base, one_turn, source_name
 from dream_ray.sources.labels import category_of
 from dream_ray.sources.raw import BadRow, RawImage, RawPrompt, RawTurn, Repair, Row
-from dream_ray.sources.tables import Columns, parsed
+from dream_ray.sources.tables import Columns, distinct, parsed
 from dream_ray.taxonomy import Source, normalise_category, normalise_source
 
 MARK = "<image>"
@@ -90,8 +90,7 @@ def _read_dream(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
             if isinstance(row, BadRow):
                 yield row
                 continue
-            seen[row.id] += 1
-            key = row.id if seen[row.id] == 1 else f"{row.id}#{seen[row.id]}"
+            key = distinct(row.id, seen)
             if key != row.id:
                 yield Repair(row_id, "id_doubled")
             yield from _questions(source, row, key, image_at(base, row.image.removeprefix("VLGuard/train/")))

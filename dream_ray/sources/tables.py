@@ -8,6 +8,7 @@ columns that a reader needs. Neither knows what the columns mean.
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -131,3 +132,9 @@ def _parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[Any, Any]
 def problem(item: Any) -> str:
     """One validation error of pydantic without the row's own text, which may be risky."""
     return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+
+
+def distinct(row_id: str, seen: Counter[str]) -> str:
+    """The id of a row, with a number behind it where `seen` of the same table has it already; `seen` counts it."""
+    seen[row_id] += 1
+    return row_id if seen[row_id] == 1 else f"{row_id}#{seen[row_id]}"

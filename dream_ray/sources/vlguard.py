@@ -14,7 +14,7 @@ from dream_ray.records import Risk, RiskOrigin, Split
 from dream_ray.sources.format import Format, Terms, image_at, image_base, one_turn, stem_of
 from dream_ray.sources.labels import category_of
 from dream_ray.sources.raw import BadRow, Repair, Row
-from dream_ray.sources.tables import Columns, parsed
+from dream_ray.sources.tables import Columns, distinct, parsed
 
 
 class _Instruction(Columns):
@@ -41,8 +41,7 @@ def _read(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
             if isinstance(row, BadRow):
                 yield row
                 continue
-            seen[row.id] += 1
-            key = row.id if seen[row.id] == 1 else f"{row.id}#{seen[row.id]}"
+            key = distinct(row.id, seen)
             if key != row.id:
                 yield Repair(row_id, "id_doubled")
             yield from _prompts(source, row, key, base, split)

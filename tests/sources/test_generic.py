@@ -165,7 +165,8 @@ def test_a_wrong_count_stops_ingest_before_an_image_is_opened(tmp_path: Path) ->
 def test_the_command_lists_and_checks(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from dream_ray.cli import FAILED, OK, UNUSABLE, app
+    from dream_ray.cli import app
+    from dream_ray.commands import FAILED, OK, UNUSABLE
 
     def sources(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["sources", *arguments])
