@@ -15,6 +15,7 @@ import random
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from typing import Any, NoReturn
 
 import openai
@@ -32,25 +33,35 @@ from dream_ray.prompts import Templates
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 """A retry waits a random time between 0 and FIRST_BACKOFF_S * 2 ** earlier retries, at most the longest (full jitter)."""
 
+REFUSALS = (429, 503, 529)
+"""Statuses by which an endpoint, or a proxy before it, says that it has too much to do; 529 is Anthropic's."""
+
 DETAIL_CHARS = 300
 """How much of an endpoint's message an error keeps; some quote the whole request."""
 
 logger = logging.getLogger(__name__)
 
 
+class Load(Enum):
+    """What the end of a call says of the load on the endpoint."""
+
+    NO_CAUSE = "no load ends a call so"
+    REFUSED = "the endpoint says that it is overloaded"
+    BROKE = "load may have ended it so, or something else"
+
+
 @dataclass(frozen=True)
 class _Failure:
     """How a call ended without an answer.
 
-    `again`: a retry may help. `conceded`: the next call asks for less, and is no retry. `strain`: so end calls to an
-    overloaded endpoint.
+    `again`: a retry may help. `conceded`: the next call asks for less, and is no retry. `load`: what it says of our load.
     """
 
     reason: str
     detail: str
     again: bool = False
     conceded: bool = False
-    strain: bool = False
+    load: Load = Load.NO_CAUSE
     retry_after: float | None = None
 
 
@@ -155,12 +166,15 @@ class OpenAIChat:
         try:
             outcome = await self._send(arguments, deadline)
             now = time.monotonic()
-            if isinstance(outcome, _Failure) and outcome.strain:
-                self._limit.strained(started, now, outcome.retry_after)
-                # Refusals come quicker than answers: without a rest one slot would send more of them than answers.
-                rest = self._limit.service_s - (now - started)
-            else:
-                self._limit.answered(started, now)
+            match outcome:
+                case _Failure(load=Load.REFUSED):
+                    rest = self._limit.refused(started, now, outcome.retry_after)
+                case _Failure(load=Load.BROKE):
+                    rest = self._limit.broke(started, now)
+                case _Failure():
+                    self._limit.failed(started, now)
+                case _:
+                    self._limit.answered(started, now)
             return outcome
         finally:
             self._gate.leave(rest)
@@ -170,12 +184,12 @@ class OpenAIChat:
             async with asyncio.timeout(deadline - time.monotonic()):
                 completion: ChatCompletion = await self._client.chat.completions.create(**arguments)
         except (TimeoutError, openai.APITimeoutError):
-            return _Failure("timeout", f"no reply within timeout_s ({self._config.timeout_s:g})", strain=True)
+            return _Failure("timeout", f"no reply within timeout_s ({self._config.timeout_s:g})", load=Load.BROKE)
         except openai.APIStatusError as error:
             return self._status_failure(error, arguments)
         except openai.APIConnectionError as error:
             cause = type(error.__cause__ or error).__name__
-            return _Failure("connection_failed", cause, again=True, strain=True)
+            return _Failure("connection_failed", cause, again=True, load=Load.BROKE)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the package lets the decoder's own errors through
             return _Failure("reply_malformed", f"the endpoint's reply is no JSON: {_short(error)}", again=True)
         if not _is_completion(completion):
@@ -190,10 +204,10 @@ class OpenAIChat:
             return _Failure(f"http_{status}", message, conceded=True)
         if error.code == "insufficient_quota":  # comes as a 429, but no waiting helps
             return _Failure("insufficient_quota", message)
-        strain = status == 429 or status >= 500
-        again = strain or status in (408, 409)
+        load = Load.REFUSED if status in REFUSALS else Load.BROKE if status >= 500 else Load.NO_CAUSE
+        again = load is not Load.NO_CAUSE or status in (408, 409)
         retry_after = _retry_after(error) if again else None
-        return _Failure(f"http_{status}", message, again, strain=strain, retry_after=retry_after)
+        return _Failure(f"http_{status}", message, again, load=load, retry_after=retry_after)
 
     def _concede(self, error: openai.APIStatusError, message: str, arguments: dict[str, Any]) -> bool:
         """True where the call had something optional that the endpoint does not take; it is not sent again then."""

@@ -88,7 +88,8 @@ class Call:
 
 @dataclass
 class OpenAIServer:
-    """See the module's contract. `capacity`: calls served at once; more are refused with 429."""
+    """See the module's contract. `capacity`: calls served at once; more are refused with 429. `served`: calls that it worked on
+    for `latency_s`, whatever came of their reply."""
 
     script: Script = field(default_factory=first)
     latency_s: float = 0.0
@@ -97,6 +98,7 @@ class OpenAIServer:
     calls: list[Call] = field(default_factory=list)
     delivered: Counter[int] = field(default_factory=Counter)
     refused: int = 0
+    served: int = 0
     most_at_once: int = 0
 
     def __enter__(self) -> Self:
@@ -196,6 +198,7 @@ class OpenAIServer:
                 writer.transport.abort()
                 return False
         await asyncio.sleep(self.latency_s)
+        self.served += 1
         content = json.dumps(_completion(fault, question, body))
         match fault:
             case Fault.CUT_BODY:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dream_ray.chat.ask import AskFailed, Usage, ask
+from dream_ray.chat.concurrency import RetryBudget
 from dream_ray.chat.factory import chat_name
 from dream_ray.chat.openai_chat import OpenAIChat
 from dream_ray.chat.parse import parse_score
@@ -191,7 +192,7 @@ def test_a_spent_retry_budget_fails_the_rows_at_once() -> None:
         replies = asyncio.run(run(make(server, max_retry_ratio=0.1)))
     assert {reply.reason for reply in replies} == {"http_500"}
     assert any("retry budget" in reply.detail for reply in replies)
-    retries = 0.1 * (100 + 20)
+    retries = 0.1 * (100 + RetryBudget.AT_START)
     assert len(server.calls) <= 100 + retries
     assert len(server.calls) == sum(reply.attempts for reply in replies)
 
