@@ -118,6 +118,9 @@ class OpenAIChat:
             raise
         return await self._try(request, messages, deadline)
 
+    def check_alive(self) -> None:
+        """A client outlives what its endpoint does."""
+
     async def _try(self, request: ChatRequest, messages: list[dict[str, Any]], deadline: float) -> ChatReply:
         """Call until there is an answer or no sense in another call. A slot of the gate is held at the start."""
         attempts = retries = 0

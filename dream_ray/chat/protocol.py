@@ -130,3 +130,9 @@ class ChatModel(Protocol):
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Answer one request; concurrent calls are allowed."""
+
+    def check_alive(self) -> None:
+        """Raise where this object cannot answer any more, whatever is asked, and a new one has to be made. Asks nothing.
+
+        An endpoint that is down raises nothing here: it may come back, and a new client would not help.
+        """

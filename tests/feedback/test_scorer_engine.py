@@ -1,0 +1,77 @@
+"""A scorer whose judge is a vLLM engine in the replica: the engine dies, and Serve takes another replica for this one."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from dream_ray.config import ImageConfig, JudgeConfig, VllmConfig
+from dream_ray.feedback.scorer import start_scorer, stop_scorer
+from tests.records_for_tests import SERVICES
+
+pytestmark = pytest.mark.slow
+
+ITEM = {
+    "rollout_id": "r",
+    "prompt_id": "p",
+    "text": "What is the capital of France?",
+    "response": "The capital of France is Paris.",
+    "observations": [],
+}
+REPLACED_WITHIN_S = 300
+
+
+@pytest.fixture
+def scorer(student: Path) -> Iterator[str]:
+    chat = VllmConfig(backend="vllm", model=str(student), gpus=0, max_model_len=2048, max_tokens=50, dtype="float32")
+    ray.init(address="local", num_cpus=8, include_dashboard=True)  # the state API asks the dashboard
+    try:
+        yield start_scorer(JudgeConfig(chat=chat), ImageConfig(), SERVICES).url
+    finally:
+        stop_scorer()
+        ray.shutdown()
+
+
+def replicas() -> dict[str, int]:
+    """The scorer's replicas that are alive: process ids by the actors' names."""
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+    return {actor.name: actor.pid for actor in actors if "Scorer" in actor.class_name and "Replica" in actor.class_name}
+
+
+def kill_the_engine(replica: Any) -> int:
+    """Run inside a replica: from now on the engine breaks at its next step. Returns how many engines there were."""
+    import gc
+
+    from vllm import LLMEngine
+
+    def step() -> None:
+        raise RuntimeError("the engine was killed")
+
+    engines = [found for found in gc.get_objects() if isinstance(found, LLMEngine)]
+    for engine in engines:
+        engine.step = step
+    return len(engines)
+
+
+def score(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/score", json=ITEM, timeout=120, trust_env=False)
+
+
+def test_a_replica_whose_engine_died_is_replaced(scorer: str) -> None:
+    assert score(scorer).status_code == 200
+    ((name, pid),) = replicas().items()
+    actor = ray.get_actor(name, namespace="serve")
+    assert ray.get(actor.__ray_call__.remote(kill_the_engine)) == 1
+    assert score(scorer).status_code == 500
+    started = time.monotonic()
+    while (status := score(scorer).status_code) != 200:
+        assert time.monotonic() < started + REPLACED_WITHIN_S, f"no new replica answers; the last status was {status}"
+        time.sleep(1)
+    assert pid not in replicas().values()
+    print(f"answered again after {time.monotonic() - started:.0f} s")
