@@ -169,6 +169,8 @@ class OpenAIConfig(ModelChatConfig):
     """Most requests in flight per actor; how many there are follows what the endpoint bears."""
     max_retry_ratio: float = Field(default=0.5, ge=0)
     """Retries a stage may spend per question asked; an endpoint that needs more is down, and the rows fail at once."""
+    silent_deadlines: int = Field(default=3, ge=1)
+    """So many deadlines, one after the other and without a single answer, end a stage; the same command resumes it."""
     price: PriceConfig = PriceConfig()
 
 

@@ -1,7 +1,7 @@
 """How many calls an endpoint gets at once, and how many retries it is worth.
 
-Contract: `AdaptiveLimit` and `RetryBudget` are pure state machines: they own no task, no client and no clock; whoever makes
-the calls tells them how each one ended and when. `Gate` is the thin asynchronous door in front of the calls.
+Contract: `AdaptiveLimit`, `RetryBudget` and `Silence` are pure state machines: they own no task, no client and no clock;
+whoever makes the calls tells them how each one ended and when. `Gate` is the thin asynchronous door in front of the calls.
 
 The limit follows TCP (RFC 5681): slow start doubles it with each window of outcomes until the endpoint pushes back, after
 that it climbs by a tenth, and overload lowers it by the share of calls that came to nothing (as DCTCP does, RFC 8257: what
@@ -188,6 +188,37 @@ class RetryBudget:
             return False
         self._balance -= 1
         return True
+
+
+class Silence:
+    """Whether an endpoint lets every question run into its deadline, so that each would cost a whole one for nothing.
+
+    `most` deadlines that pass one after the other without a single answer make it silent for `pause_s`, after which it is
+    asked again. Questions that wait at the same time count as one: a pause of the endpoint ends them all. As with the limit,
+    times are seconds on any one clock.
+    """
+
+    def __init__(self, most: int, pause_s: float):
+        self._most, self._pause_s = most, pause_s
+        self._deadlines = 0
+        self._counted_at = self._until = float("-inf")
+
+    def lasts(self, now: float) -> bool:
+        """True where nothing is to be asked."""
+        return now < self._until
+
+    def broken(self) -> None:
+        """An answer came."""
+        self._deadlines, self._until = 0, float("-inf")
+
+    def timed_out(self, asked: float, now: float) -> None:
+        """A question that was first asked at `asked` got no answer until its deadline."""
+        if asked < self._counted_at:
+            return
+        self._counted_at = now
+        self._deadlines += 1
+        if self._deadlines >= self._most:
+            self._until = now + self._pause_s
 
 
 class HeldBack(Exception):

@@ -3,7 +3,8 @@
 Contract: `OpenAIChat.ask` answers with the model's text, or with None and a reason, within `timeout_s` of the moment in which
 the question was first let through; it never raises for what an endpoint does. Calls that 408, 409, 429, 5xx, a broken
 connection or half a reply ended are made again, as long as the deadline and the retry budget allow; a reply that came
-whole is never asked for again. All other errors end the question at once. How many calls are in flight follows what the
+whole is never asked for again. All other errors end the question at once. Of an endpoint that answers nothing for several
+deadlines on end, questions get the reason "endpoint_silent" and no call. How many calls are in flight follows what the
 endpoint bears (concurrency.py). Neither the key nor a prompt enters a log or an error.
 """
 
@@ -22,10 +23,10 @@ import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 
-from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, RetryBudget
+from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
 from dream_ray.chat.encode import data_uri
 from dream_ray.chat.forms import dialogue, form_of
-from dream_ray.chat.protocol import ChatReply, ChatRequest
+from dream_ray.chat.protocol import ENDPOINT_SILENT, ChatReply, ChatRequest
 from dream_ray.config import ConfigError, OpenAIConfig
 from dream_ray.images import BadImage
 from dream_ray.prompts import Templates
@@ -35,6 +36,9 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 
 REFUSALS = (429, 503, 529)
 """Statuses by which an endpoint, or a proxy before it, says that it has too much to do; 529 is Anthropic's."""
+
+HUNG = ("timeout", "http_504")
+"""Reasons of questions that got no answer in time: ours or a gateway's."""
 
 DETAIL_CHARS = 300
 """How much of an endpoint's message an error keeps; some quote the whole request."""
@@ -85,6 +89,7 @@ class OpenAIChat:
         self._limit = AdaptiveLimit(config.max_concurrency)
         self._gate = Gate(self._limit, config.timeout_s)
         self._budget = RetryBudget(config.max_retry_ratio)
+        self._silence = Silence(config.silent_deadlines, config.timeout_s)
         self._structured = config.structured
         self._length_name = "max_tokens"
         self._other_model: str | None = None
@@ -102,10 +107,15 @@ class OpenAIChat:
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """The model's answer, or None and the reason; several at once are meant to be asked."""
+        if self._silence.lasts(time.monotonic()):
+            return self._unasked()
         try:
             await self._gate.enter()
         except HeldBack as error:
             return ChatReply(None, "held_back", f"{error}; timeout_s is {self._config.timeout_s:g}", attempts=0)
+        if self._silence.lasts(time.monotonic()):
+            self._gate.leave()
+            return self._unasked()
         self._budget.asked()
         deadline = time.monotonic() + self._config.timeout_s
         try:
@@ -128,6 +138,7 @@ class OpenAIChat:
             attempts += 1
             outcome = await self._call(self._arguments(request, messages), deadline)
             if isinstance(outcome, ChatCompletion):
+                self._silence.broken()
                 return _reply(outcome, attempts)
             if outcome.again:
                 wait = random.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**retries))
@@ -140,8 +151,20 @@ class OpenAIChat:
                 await asyncio.sleep(wait)
                 obstacle = await self._enter_again(deadline)
             if obstacle:
+                if outcome.reason in HUNG:
+                    self._silence.timed_out(deadline - self._config.timeout_s, time.monotonic())
                 detail = f"{outcome.detail}; {obstacle}" if outcome.again else outcome.detail
                 return ChatReply(None, outcome.reason, detail, attempts=attempts)
+
+    def _unasked(self) -> ChatReply:
+        config = self._config
+        return ChatReply(
+            None,
+            ENDPOINT_SILENT,
+            f"{config.base_url} (model {config.model}) let {config.silent_deadlines} deadlines of {config.timeout_s:g} s, one "
+            "after the other, pass without an answer to any question (timeout_s, silent_deadlines), so no more are asked",
+            attempts=0,
+        )
 
     def _obstacle(self, wait: float, deadline: float) -> str:
         """Why there is no retry after `wait` seconds, or nothing; it is paid for then."""

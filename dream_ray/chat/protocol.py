@@ -54,6 +54,9 @@ class Task(StrEnum):
     HARM_GOVERNMENT = "harm_government"
 
 
+ENDPOINT_SILENT = "endpoint_silent"
+"""The reason of a question that was not asked because its endpoint answers none."""
+
 _SAFE_UNSAFE = ("safe", "unsafe")
 
 CHOICES: Mapping[Task, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget
+from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
 
 
 def simulate(
@@ -162,6 +162,34 @@ def test_the_budget_is_a_share_of_the_questions() -> None:
         budget.asked()
     assert sum(budget.take() for _ in range(1000)) == RetryBudget.AT_MOST * 0.5
     assert not RetryBudget(0.0).take()
+
+
+def test_deadlines_one_after_the_other_without_an_answer_are_silence() -> None:
+    silence = Silence(most=3, pause_s=10)
+    for asked in (0.0, 10.0, 20.0):
+        assert not silence.lasts(asked)
+        for _ in range(16):  # all that waited together
+            silence.timed_out(asked, asked + 10)
+    assert silence.lasts(30.0)
+    assert silence.lasts(39.9)
+    assert not silence.lasts(40.0)
+    silence.timed_out(40.0, 50.0)  # it was tried, and is silent still
+    assert silence.lasts(50.0)
+    silence.broken()
+    assert not silence.lasts(50.0)
+
+
+def test_an_answer_in_between_is_no_silence_and_neither_is_one_pause_of_all() -> None:
+    silence = Silence(most=3, pause_s=10)
+    for asked in range(0, 100, 10):
+        silence.timed_out(asked, asked + 10)
+        silence.timed_out(asked, asked + 10)
+        if asked % 20:
+            silence.broken()
+        assert not silence.lasts(asked + 10)
+    for _ in range(64):
+        silence.timed_out(100.0, 110.0)
+    assert not silence.lasts(110.0)
 
 
 def test_the_gate_bounds_calls_and_lets_returning_ones_go_first() -> None:

@@ -5,7 +5,9 @@ import base64
 import io
 import logging
 import pickle
+import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -195,6 +197,36 @@ def test_a_spent_retry_budget_fails_the_rows_at_once() -> None:
     retries = 0.1 * (100 + RetryBudget.AT_START)
     assert len(server.calls) <= 100 + retries
     assert len(server.calls) == sum(reply.attempts for reply in replies)
+
+
+def test_an_endpoint_that_hangs_costs_a_few_deadlines_and_not_one_a_question() -> None:
+    async def run(chat: OpenAIChat) -> list[ChatReply]:
+        return await asyncio.gather(*(chat.ask(score_of(number)) for number in range(500)))
+
+    with OpenAIServer(always(Fault.HANG)) as server:
+        replies = asyncio.run(run(make(server, timeout_s=0.5, silent_deadlines=2)))
+    reasons = Counter(reply.reason for reply in replies)
+    assert reasons.keys() == {"timeout", "endpoint_silent"}
+    assert reasons["endpoint_silent"] > 250
+    unasked = next(reply for reply in replies if reply.reason == "endpoint_silent")
+    assert unasked.attempts == 0
+    for words in (server.base_url, "judge-1", "2 deadlines of 0.5 s"):
+        assert words in unasked.detail
+
+
+def test_an_endpoint_that_wakes_up_is_asked_again() -> None:
+    awake = threading.Event()
+
+    async def run(chat: OpenAIChat) -> list[str | None]:
+        replies = [await chat.ask(score_of(number)) for number in range(3)]
+        awake.set()
+        await asyncio.sleep(0.7)  # the pause is as long as a deadline
+        replies += [await chat.ask(score_of(number)) for number in range(3, 5)]
+        return [reply.reason for reply in replies]
+
+    with OpenAIServer(lambda question, earlier: Fault.NONE if awake.is_set() else Fault.HANG) as server:
+        reasons = asyncio.run(run(make(server, timeout_s=0.6, silent_deadlines=2)))
+    assert reasons == ["timeout", "timeout", "endpoint_silent", None, None]
 
 
 def test_no_response_format_costs_one_call_and_no_retry(caplog: pytest.LogCaptureFixture) -> None:
