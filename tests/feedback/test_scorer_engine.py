@@ -1,5 +1,6 @@
 """A scorer whose judge is a vLLM engine in the replica: the engine dies, and Serve takes another replica for this one."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import ray
 from ray.util.state import list_actors
 
 from dream_ray.config import ImageConfig, JudgeConfig, VllmConfig
+from dream_ray.feedback.client import ScorerClient
 from dream_ray.feedback.scorer import start_scorer, stop_scorer
+from dream_ray.feedback.wire import ScoreItem
 from tests.records_for_tests import SERVICES
 
 pytestmark = pytest.mark.slow
@@ -23,7 +26,6 @@ ITEM = {
     "response": "The capital of France is Paris.",
     "observations": [],
 }
-REPLACED_WITHIN_S = 300
 
 
 @pytest.fixture
@@ -70,8 +72,8 @@ def test_a_replica_whose_engine_died_is_replaced(scorer: str) -> None:
     assert ray.get(actor.__ray_call__.remote(kill_the_engine)) == 1
     assert score(scorer).status_code == 500
     started = time.monotonic()
-    while (status := score(scorer).status_code) != 200:
-        assert time.monotonic() < started + REPLACED_WITHIN_S, f"no new replica answers; the last status was {status}"
-        time.sleep(1)
+    (result,), tries = asyncio.run(ScorerClient(scorer, JudgeConfig()).score([ScoreItem.model_validate(ITEM)]))
+    print(f"answered again after {time.monotonic() - started:.0f} s, at try {tries}: {result}")
+    assert tries > 1
+    assert result.judgement is not None or result.attempts > 0  # the student is no judge, but it was asked
     assert pid not in replicas().values()
-    print(f"answered again after {time.monotonic() - started:.0f} s")
