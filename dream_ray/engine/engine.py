@@ -119,9 +119,11 @@ class Engine:
             failure: Exception = EngineError("The engine was closed while this prompt was in it.")
         except Exception as error:
             failure = self._broke_by = error
-        engine.renderer.shutdown()
-        engine.engine_core.shutdown()
-        _fail(self._pending.values(), failure)
+        try:
+            engine.renderer.shutdown()
+            engine.engine_core.shutdown()
+        finally:  # who waits for an answer must not wait for ever where a dead engine cannot be shut down
+            _fail(self._pending.values(), failure)
         while not isinstance(failure, EngineError) and (work := self._inbox.get()) is not None:
             _fail(work[1], failure)
 

@@ -2,12 +2,13 @@
 
 import sys
 import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dream_ray.engine.engine import Engine, EngineError, Query
+from dream_ray.engine.engine import Answer, Engine, EngineError, Query
 
 QUERY = Query("Hello", True, (), (), None, 1, None, None)  # type: ignore[arg-type]
 
@@ -53,4 +54,20 @@ def test_a_closed_engine_is_not_alive(vllm: BreakingEngine) -> None:
     engine = Engine({})
     engine.close()
     with pytest.raises(EngineError, match="ended"):
+        engine.check_alive()
+
+
+def test_nobody_waits_for_an_engine_that_cannot_even_be_shut_down(
+    vllm: BreakingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine({})
+    waiting: Answer = Future()
+    engine._pending["1"] = waiting
+    monkeypatch.setattr(threading, "excepthook", lambda hooked: None)
+    vllm.engine_core = SimpleNamespace(shutdown=lambda: 1 / 0)
+    vllm.to_break.set()
+    engine.submit([])
+    assert isinstance(waiting.exception(10), MemoryError)
+    engine._thread.join(10)
+    with pytest.raises(EngineError):
         engine.check_alive()
