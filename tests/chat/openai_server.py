@@ -25,6 +25,7 @@ class Fault(StrEnum):
 
     NONE = "none"
     RATE_LIMITED = "429 with Retry-After"
+    OVERLOADED = "503 with Retry-After"
     NO_QUOTA = "429 that no waiting mends"
     SERVER_ERROR = "500"
     CONFLICT = "409"
@@ -176,6 +177,8 @@ class OpenAIServer:
         match fault:
             case Fault.RATE_LIMITED:
                 return await self._write(writer, 429, _error("slow down"), {"Retry-After": self.retry_after})
+            case Fault.OVERLOADED:
+                return await self._write(writer, 503, _error("too busy"), {"Retry-After": self.retry_after})
             case Fault.NO_QUOTA:
                 return await self._write(writer, 429, _error("no credit left", code="insufficient_quota"))
             case Fault.SERVER_ERROR:

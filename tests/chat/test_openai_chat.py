@@ -155,6 +155,17 @@ def test_retry_after_is_waited_for() -> None:
     assert server.calls[1].at - server.calls[0].at >= 0.6
 
 
+@pytest.mark.parametrize(
+    ("fault", "overload"), [(Fault.RATE_LIMITED, True), (Fault.OVERLOADED, True), (Fault.SERVER_ERROR, False)]
+)
+def test_429_and_503_are_the_endpoints_word_that_it_is_overloaded(fault: Fault, overload: bool) -> None:
+    with OpenAIServer(first(fault)) as server:
+        chat = make(server)
+        reply = asyncio.run(chat.ask(score_of(1)))
+    assert reply.attempts == 2
+    assert (chat._limit.held_until > 0) is overload
+
+
 def test_an_endpoint_that_refuses_everybody_holds_new_questions_back() -> None:
     async def run(chat: OpenAIChat) -> None:
         before = asyncio.create_task(chat.ask(score_of(1)))
