@@ -46,26 +46,25 @@ def replicas() -> dict[str, int]:
     return {actor.name: actor.pid for actor in actors if "Scorer" in actor.class_name and "Replica" in actor.class_name}
 
 
-def kill_the_engine(replica: Any) -> int:
-    """Run inside a replica: from now on the engine breaks at its next step. Returns how many engines there were."""
-    import gc
-
-    from vllm import LLMEngine
-
-    def step() -> None:
-        raise RuntimeError("the engine was killed")
-
-    engines = [found for found in gc.get_objects() if isinstance(found, LLMEngine)]
-    for engine in engines:
-        engine.step = step
-    return len(engines)
-
-
 def score(url: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/score", json=ITEM, timeout=120, trust_env=False)
 
 
 def test_a_replica_whose_engine_died_is_replaced(scorer: str) -> None:
+    def kill_the_engine(replica: Any) -> int:
+        """In the replica: the engine breaks at its next step. Returns how many engines there were."""
+        import gc
+
+        from vllm import LLMEngine
+
+        def step() -> None:
+            raise RuntimeError("the engine was killed")
+
+        engines = [found for found in gc.get_objects() if type(found) is LLMEngine]
+        for engine in engines:
+            engine.step = step
+        return len(engines)
+
     assert score(scorer).status_code == 200
     ((name, pid),) = replicas().items()
     actor = ray.get_actor(name, namespace="serve")
