@@ -5,7 +5,8 @@ Contract: pure. Only prompts whose value is known for both policies are compared
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ class Difference:
         """
         changed = self.gained + self.lost
         tail = sum(math.comb(changed, k) for k in range(min(self.gained, self.lost) + 1))
-        return min(1.0, 2 * tail / 2**changed)
+        ways: int = 2**changed
+        return min(1.0, 2 * tail / ways)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Comparison:
         if low is None or high is None or low <= 0 <= high or self.difference.p_value >= SIGNIFICANCE:
             return ""
         return "better" if (low > 0) == self.wants_high else "worse"
+
+    def as_json(self) -> dict[str, Any]:
+        """All that the comparison says, for a file."""
+        return asdict(self) | {"p_value": self.difference.p_value, "verdict": self.verdict}
 
 
 def paired_bootstrap(

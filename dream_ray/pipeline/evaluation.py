@@ -94,7 +94,7 @@ def carry_out(plan: Evaluation, run_dir: str) -> "tuple[Measured, str]":
         "seed": plan.config.seed,
         "benchmarks": [item.model_dump(mode="json") for item in plan.config.evaluate.benchmarks],
         "metrics": [dataclasses.asdict(metric) for metric in measured.metrics],
-        "comparisons": [dataclasses.asdict(comparison) for comparison in measured.comparisons],
+        "comparisons": [comparison.as_json() for comparison in measured.comparisons],
     }
     path = files.join(run.store.uri, "metrics.json")
     files.write_atomic(path, json.dumps(content, indent=2).encode())

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from dream_ray import files
 from dream_ray.config import Config, ConfigError
 from dream_ray.evaluate.metrics import accept_round
+from dream_ray.evaluate.paired import Comparison
 from dream_ray.evaluate.report import RoundRow
 from dream_ray.evaluate.verdicts import VerdictRow
 from dream_ray.pipeline.parts import read_part
@@ -23,6 +24,9 @@ from dream_ray.pipeline.plans import in_splits
 from dream_ray.pipeline.run import Done
 from dream_ray.pipeline.store import Manifest, RunStore, read_records
 from dream_ray.records import Disentanglement, Metric, Prompt, Split, from_table
+
+COMPARE = "compare-"
+"""How the last part of the key of a stage begins that compares two policies on a benchmark; the earlier one's name follows."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class PastRun:
             if stage == "evaluate" or stage.endswith("/metrics"):
                 found.setdefault(policy, []).extend(read_records(Metric, done.ref.data_uri))
         return found
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """How numbers of benchmarks changed between policies, in the order of the run."""
+        found = [done for done in self.stages if done.ref.key.rsplit("/", 1)[-1].startswith(COMPARE)]
+        return [row for done in found for row in read_records(Comparison, done.ref.data_uri)]
 
     @cached_property
     def rounds(self) -> list[RoundRow]:

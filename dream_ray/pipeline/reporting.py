@@ -25,6 +25,7 @@ from dream_ray.evaluate.card import model_card
 from dream_ray.evaluate.compare import Compared, build_comparison
 from dream_ray.evaluate.distribution import Distribution, distribution
 from dream_ray.evaluate.metrics import find_metric, gap_with_interval
+from dream_ray.evaluate.paired import Comparison, Difference
 from dream_ray.evaluate.report import ChatRow, ReportData, StageRow, build_report
 from dream_ray.evaluate.verdicts import source_metrics
 from dream_ray.feedback.rubric import REWARD_RANGE
@@ -78,7 +79,7 @@ def write_policy(store: RunStore, policy: Policy) -> None:
 
 
 def write_report(run_dir: str) -> Written:
-    """Write report.html, metrics.json, metrics.csv and model_card.md of a run directory, whole or half done.
+    """Write report.html, metrics.json, metrics.csv, comparisons.csv and model_card.md of a run directory, whole or half done.
 
     Raises ConfigError where it holds no run, or no finished stage yet.
     """
@@ -86,7 +87,8 @@ def write_report(run_dir: str) -> Written:
     data = report_data(run)
     page = build_report(dataclasses.replace(data, samples=tuple(browse(run)))).encode()
     files.write_atomic(files.join(run.store.uri, "metrics.json"), _as_json(data))
-    files.write_atomic(files.join(run.store.uri, "metrics.csv"), _as_csv(data.metrics))
+    files.write_atomic(files.join(run.store.uri, "metrics.csv"), _metrics_csv(data.metrics))
+    files.write_atomic(files.join(run.store.uri, "comparisons.csv"), _comparisons_csv(data.comparisons))
     files.write_atomic(files.join(run.store.uri, "model_card.md"), model_card(data).encode())
     files.write_atomic(run.store.report_uri, page)
     return Written(run.store.report_uri, len(page), {data.run_name: data})
@@ -138,6 +140,7 @@ def report_data(run: PastRun) -> ReportData:
         chats=tuple(ChatRow(role, chat.backend, chat_name(chat)) for role, chat in _chats(run)),
         rounds=tuple(run.rounds),
         metrics=tuple(metrics),
+        comparisons=tuple(run.comparisons),
         stages=tuple(_stage_row(done) for done in run.stages),
         distributions=tuple(_distributions(run)),
         counts=_counts(run),
@@ -175,17 +178,38 @@ def _as_json(data: ReportData) -> bytes:
         "counts": dict(data.counts),
         "rounds": [dataclasses.asdict(row) for row in data.rounds],
         "metrics": [dataclasses.asdict(metric) for metric in data.metrics],
+        "comparisons": [comparison.as_json() for comparison in data.comparisons],
         "distributions": [dataclasses.asdict(found) for found in data.distributions],
         "stages": [dataclasses.asdict(row) for row in data.stages],
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _as_csv(metrics: Iterable[Metric]) -> bytes:
+def _metrics_csv(metrics: Iterable[Metric]) -> bytes:
+    return _as_csv(_names(Metric), map(dataclasses.asdict, metrics))
+
+
+def _comparisons_csv(comparisons: Iterable[Comparison]) -> bytes:
+    """Flat: `from` and `to` are the policies, `before` and `after` their shares."""
+    columns = ("benchmark", "number", "from", "to", *_names(Difference), "p_value", "verdict")
+    rows = (
+        {"benchmark": item.benchmark, "number": item.name, "from": item.before, "to": item.after}
+        | dataclasses.asdict(item.difference)
+        | {"p_value": item.difference.p_value, "verdict": item.verdict}
+        for item in comparisons
+    )
+    return _as_csv(columns, rows)
+
+
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(Metric)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(metric) for metric in metrics)
+    writer.writerows(rows)
     return buffer.getvalue().encode()
 
 

@@ -9,9 +9,13 @@ from typing import Any
 from PIL import Image as Pixels
 
 from dream_ray.config import Config
-from dream_ray.evaluate.metrics import policy_metrics
+from dream_ray.evaluate.benchmarks.measure import JUDGE_FAILURES
+from dream_ray.evaluate.metrics import ALL, policy_metrics, share_metric
+from dream_ray.evaluate.paired import Comparison, paired_bootstrap
 from dream_ray.images import sha256
+from dream_ray.pipeline.benchmarks import compared
 from dream_ray.pipeline.parts import write_part
+from dream_ray.pipeline.past_run import COMPARE
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
 from dream_ray.records import (
     Demonstration,
@@ -126,6 +130,33 @@ class RunDir:
         self.stage(f"{key}/rollout", Rollout, rollouts, ["disentangle"])
         self.stage(f"{key}/judge", Judgement, judgements, ["disentangle"])
         self.stage(f"{key}/pair", PreferencePair, pairs, ["disentangle", f"{key}/rollout", f"{key}/judge"])
+
+    def benchmark(self, name: str) -> None:
+        """What the loop leaves of a benchmark of 50 prompts a number, for the base model, policy 0 and the final policy."""
+        policies = ("base", "policy-0", "policy-1")
+        # How many of the first prompts are counted; of the final policy's answers the judge failed on the last three.
+        counted = {"asr_hard": (40, 12, 10), "over_refusal": (2, 9, 4)}
+        values = {
+            (number, policy): {
+                f"{number}-{index}": None if policy == "policy-1" and index > 46 else index < counts[place]
+                for index in range(50)
+            }
+            for number, counts in counted.items()
+            for place, policy in enumerate(policies)
+        }
+        for policy in policies:
+            own = [share_metric(policy, name, number, ALL, [*values[number, policy].values()]) for number in counted]
+            own += [share_metric(policy, name, number, "puns", [True] * 5) for number in counted]
+            failed = [value is None for number in counted for value in values[number, policy].values()]
+            own.append(share_metric(policy, name, JUDGE_FAILURES, ALL, failed))
+            self.stage(f"{policy}/benchmarks/{name}/metrics", Metric, own)
+        for before, after in compared(policies):
+            rows = [
+                Comparison(before, after, name, number, False,
+                           paired_bootstrap(values[number, before], values[number, after], 0))
+                for number in counted
+            ]  # fmt: skip
+            self.stage(f"{after}/benchmarks/{name}/{COMPARE}{before}", Comparison, rows)
 
     def _prompts(self, split: Split) -> Iterable[Prompt]:
         for index in range(PER_SPLIT):

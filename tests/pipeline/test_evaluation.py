@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dream_ray.config import Config, ConfigError
+from dream_ray.pipeline.benchmarks import compared
 from dream_ray.pipeline.evaluation import plan
 from tests.conftest import REPOSITORY
 from tests.train.test_policy import COMPLETE, write
@@ -90,6 +91,14 @@ def test_answers_without_room_are_refused(config: Config) -> None:
 def test_policies_of_one_name_are_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match="named base"):
         plan(config, [config.student.model, config.student.model], None)
+
+
+def test_every_policy_is_compared_with_the_first_and_with_the_one_before_it() -> None:
+    assert compared(["base", "policy-0", "policy-2"]) == [
+        ("base", "policy-0"), ("base", "policy-2"), ("policy-0", "policy-2"),
+    ]  # fmt: skip
+    assert compared(["a", "b", "c", "d"]) == [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("c", "d")]
+    assert compared(["base"]) == []
 
 
 XSTEST_LIKE = [

@@ -53,8 +53,58 @@ def test_page_json_csv_and_card_hold_the_same_numbers(run_dir: Path) -> None:
     assert "| preference pairs, round 2 | 20 |" in card
 
 
+def test_changes_on_benchmarks_are_in_page_json_and_csv(tmp_path: Path) -> None:
+    RunDir(tmp_path).whole().benchmark("xstest")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    with (tmp_path / "comparisons.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    changes = [
+        (
+            row["from"],
+            row["to"],
+            row["number"],
+            float(row["before"]),
+            float(row["after"]),
+            int(row["n"]),
+            row["verdict"],
+        )
+        for row in rows
+    ]
+    assert changes == [
+        (item["before"], item["after"], item["name"], item["difference"]["before"], item["difference"]["after"],
+         item["difference"]["n"], item["verdict"])
+        for item in content["comparisons"]
+    ]  # fmt: skip
+    assert changes == [
+        ("base", "policy-0", "asr_hard", 0.8, 0.24, 50, "better"),
+        ("base", "policy-0", "over_refusal", 0.04, 0.18, 50, "worse"),
+        ("base", "policy-1", "asr_hard", 40 / 47, 10 / 47, 47, "better"),
+        ("base", "policy-1", "over_refusal", 2 / 47, 4 / 47, 47, ""),
+        ("policy-0", "policy-1", "asr_hard", 12 / 47, 10 / 47, 47, ""),
+        ("policy-0", "policy-1", "over_refusal", 9 / 47, 4 / 47, 47, ""),
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<svg class="change') == len(rows)
+    for text in (page, done.output):
+        assert "better" in text
+        assert "worse" in text
+    assert "judge_failures" in done.output
+    card = (tmp_path / "model_card.md").read_text()
+    assert "| judge_failures, all (xstest) | 0% [0, 4] n=100 | 6% [3, 12] n=100 |" in card
+    assert re.search(r"\| asr_hard \(xstest\) \| -64 points \[-\d+, -\d+\] n=47 \(3 left out\) \| better \|", card)
+    assert re.search(r"\| over_refusal \(xstest\) \| \+4 points .* \|  \|", card)
+
+
+def test_without_benchmarks_nothing_is_said_of_them(run_dir: Path) -> None:
+    write_report(str(run_dir))
+    assert (run_dir / "comparisons.csv").read_text().count("\n") == 1
+    assert "Benchmarks" not in (run_dir / "report.html").read_text()
+
+
 def test_the_same_directory_gives_the_same_files(run_dir: Path) -> None:
-    names = ("report.html", "metrics.json", "metrics.csv", "model_card.md")
+    names = ("report.html", "metrics.json", "metrics.csv", "comparisons.csv", "model_card.md")
     write_report(str(run_dir))
     first = [(run_dir / name).read_bytes() for name in names]
     write_report(str(run_dir))
