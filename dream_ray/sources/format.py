@@ -51,6 +51,12 @@ class Format:
 def find_tables(source: SourceConfig, layout: Format) -> list[str]:
     """The uris of the files that hold a source's rows. Raises ConfigError where there are none."""
     if not layout.tables:
+        if not files.is_local(source.path):
+            raise ConfigError(
+                f"The source {source.path!r} is no folder of this machine, and the format {layout.name} reads a data set by "
+                "its name or from such a folder. Copy the snapshot to a disk that all nodes see, or, where it holds parquet, "
+                "JSON or CSV files, name them with format: table."
+            )
         return [source.path]
     if source.path.endswith(SUFFIXES) and files.is_file(source.path):
         return [source.path]

@@ -14,6 +14,7 @@ from dream_ray.cli import app
 from dream_ray.config import ConfigError
 from dream_ray.pipeline.reporting import write_comparison, write_report
 from dream_ray.records import Prompt
+from tests.object_store import object_store
 from tests.pipeline.run_dirs import MARKS, PER_SPLIT, REFUSED, RunDir
 
 
@@ -118,6 +119,18 @@ def test_a_moved_directory_keeps_its_pictures(run_dir: Path, tmp_path: Path) -> 
     page = (moved / "report.html").read_text()
     assert page.count('<img src="data:image/jpeg') > 20
     assert "could not be shown" not in page
+
+
+def test_a_directory_in_a_bucket_gives_the_same_files(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(str(run_dir))
+    names = ("report.html", "metrics.json", "metrics.csv", "model_card.md")
+    with object_store(monkeypatch) as store:
+        store.upload(run_dir, "runs/one")
+        for name in names:
+            del store.objects[f"runs/one/{name}"]
+        assert write_report("s3://runs/one").uri == "s3://runs/one/report.html"
+        for name in names:
+            assert store.objects[f"runs/one/{name}"] == (run_dir / name).read_bytes()
 
 
 def test_shares_by_the_source_that_the_teacher_saw(run_dir: Path) -> None:
