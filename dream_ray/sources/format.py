@@ -45,6 +45,8 @@ class Format:
     terms: Terms = Terms.FREE
     trains: bool = False
     """Some of its rows are training prompts unless the config says otherwise."""
+    observed: bool = False
+    """Its rows may bring their observations."""
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

@@ -91,8 +91,9 @@ def _observation(item: _ObservationRow) -> Observation:
 
 JSONL = Format(
     name="jsonl",
-    summary="dream_ray's own: one prompt a line, dialogues and labels included (docs/prompts.md)",
+    summary="dream_ray's own: one prompt a line, dialogues, labels and observations included (docs/prompts.md)",
     expects="one or more .jsonl files; image names are relative to the file.",
     tables=("*.jsonl",),
     read=_read,
+    observed=True,
 )
