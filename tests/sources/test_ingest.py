@@ -73,6 +73,20 @@ def test_a_line_may_bring_its_observations(tmp_path: Path) -> None:
     assert all(item.observations is None for item in read(source) if isinstance(item, RawPrompt))
 
 
+def test_a_line_may_be_a_question_of_a_benchmark(tmp_path: Path) -> None:
+    extra = {
+        "options": ["a path", "a wall"],
+        "correct_option": "B",
+        "safety_warning": "Mind the wall.",
+        "subset": "mcqa",
+    }
+    (found,) = (item for item in read(a_file(tmp_path, row("a", **extra))) if isinstance(item, RawPrompt))
+    (outcome,) = Ingest(ImageConfig(), str(tmp_path / "store"))(raw_table([found])).to_pylist()
+    prompt = from_row(Prompt, outcome["record"])
+    assert (prompt.options, prompt.correct_option) == (("a path", "a wall"), "B")
+    assert (prompt.safety_warning, prompt.subset) == ("Mind the wall.", "mcqa")
+
+
 def test_the_command_counts_observations_and_says_whether_they_are_used(tmp_path: Path) -> None:
     observed = {"content": "a stolen car", "source": "text in the image", "category": "Illegal activities"}
     source = a_file(tmp_path, row("a", observations=[observed, observed]), row("b", observations=[]), row("c"))
