@@ -193,7 +193,8 @@ def report(
         console.print(render_benchmarks(data.metrics, data.comparisons))
         for row in data.rounds:
             console.print(f"round {row.number}: {row.reason}", highlight=False)
-        console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
+        if data.aligns:
+            console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
         print_page("report", written.uri, written.size)
 
 

@@ -77,6 +77,7 @@ class StageRow:
 class ReportData:
     """All that the page and the model card say.
 
+    `aligns` is False where policies were only measured on benchmarks; then there is no standing policy and no round.
     `standing` is the policy that stands after the rounds so far, None where none has been evaluated; `finished` says
     whether more are to come. `metrics` hold every policy in the order of the run, the base model first. `counts` are rows
     by what they are ("risky prompts, train"), `settings` those that matter, by their dotted name. `student` names the base
@@ -87,6 +88,7 @@ class ReportData:
     run_name: str
     config_digest: str
     student: str
+    aligns: bool
     standing: str | None
     finished: bool
     chats: tuple[ChatRow, ...]

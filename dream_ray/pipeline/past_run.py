@@ -47,6 +47,11 @@ class PastRun:
         """The stage of this key, None where the run has not got there."""
         return next((done for done in self.stages if done.ref.key == key), None)
 
+    @property
+    def aligns(self) -> bool:
+        """True for a run of the loop; False where `dream-ray evaluate` measured policies from elsewhere."""
+        return not self.stages or self.stage("ingest") is not None
+
     @cached_property
     def metrics(self) -> dict[str, list[Metric]]:
         """The metrics of each policy, in the order of the run: of the loop's evaluation and of benchmarks."""
@@ -68,7 +73,7 @@ class PastRun:
         """What became of each round whose policy has been evaluated."""
         rows: list[RoundRow] = []
         standing = "policy-0"
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, self.config.rounds + 1 if self.aligns else 0):
             candidate = f"policy-{number}"
             if standing not in self.metrics or candidate not in self.metrics:
                 break
@@ -83,7 +88,7 @@ class PastRun:
         if self.rounds:
             last = self.rounds[-1]
             return last.candidate if last.taken else last.standing
-        return "policy-0" if "policy-0" in self.metrics else None
+        return "policy-0" if self.aligns and "policy-0" in self.metrics else None
 
     @property
     def finished(self) -> bool:

@@ -81,15 +81,17 @@ def write_policy(store: RunStore, policy: Policy) -> None:
 def write_report(run_dir: str) -> Written:
     """Write report.html, metrics.json, metrics.csv, comparisons.csv and model_card.md of a run directory, whole or half done.
 
-    Raises ConfigError where it holds no run, or no finished stage yet.
+    Where policies from elsewhere were measured there is nothing to publish: no model card, and metrics.json is left as it is.
+    Raises ConfigError where the directory holds no run, or no finished stage yet.
     """
     run = read_run(run_dir)
     data = report_data(run)
     page = build_report(dataclasses.replace(data, samples=tuple(browse(run)))).encode()
-    files.write_atomic(files.join(run.store.uri, "metrics.json"), _as_json(data))
+    if run.aligns:
+        files.write_atomic(files.join(run.store.uri, "metrics.json"), _as_json(data))
+        files.write_atomic(files.join(run.store.uri, "model_card.md"), model_card(data).encode())
     files.write_atomic(files.join(run.store.uri, "metrics.csv"), _metrics_csv(data.metrics))
     files.write_atomic(files.join(run.store.uri, "comparisons.csv"), _comparisons_csv(data.comparisons))
-    files.write_atomic(files.join(run.store.uri, "model_card.md"), model_card(data).encode())
     files.write_atomic(run.store.report_uri, page)
     return Written(run.store.report_uri, len(page), {data.run_name: data})
 
@@ -135,9 +137,10 @@ def report_data(run: PastRun) -> ReportData:
         run_name=config.name,
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
         student=PurePosixPath(config.student.model).name,
+        aligns=run.aligns,
         standing=run.standing,
         finished=run.finished,
-        chats=tuple(ChatRow(role, chat.backend, chat_name(chat)) for role, chat in _chats(run)),
+        chats=tuple(ChatRow(role, chat.backend, chat_name(chat)) for role, chat in _asked(run)),
         rounds=tuple(run.rounds),
         metrics=tuple(metrics),
         comparisons=tuple(run.comparisons),
@@ -157,6 +160,11 @@ def _chats(run: PastRun) -> Iterator[tuple[str, ChatConfig]]:
         if isinstance(chat, VllmConfig):
             chat = chat.model_copy(update={"model": PurePosixPath(chat.model).name})
         yield role, chat
+
+
+def _asked(run: PastRun) -> list[tuple[str, ChatConfig]]:
+    """Those of both that the run asked: where it only measured policies there was no teacher."""
+    return [(role, chat) for role, chat in _chats(run) if run.aligns or role == "judge"]
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -282,13 +290,15 @@ def _caveats(run: PastRun) -> Iterable[str]:
             "This directory has no history.json, as an earlier version wrote it: of the stages in it the newest that "
             "belong together were taken. If settings were changed and changed back, that may be the wrong ones."
         )
-    if "rules" in (config.teacher.chat.backend, config.judge.chat.backend):
+    if "rules" in (chat.backend for _, chat in _asked(run)):
         yield (
             "The teacher or the judge is a set of rules: OCR and a lexicon, no model. It finds what its lexicon names and "
             "judges an answer by its wording. Use a model for numbers that matter."
         )
     if run.standing is not None:
         yield from _blind_caveat(run.metrics[run.standing])
+    if not run.aligns:
+        return
     yield f"One seed ({config.seed}): another one gives other numbers; the intervals cover the prompts, not the training."
     if Split.HELD_OUT in config.evaluate.splits:
         yield "Held-out prompts come from the same source as the training prompts; other users ask in other ways."

@@ -112,6 +112,7 @@ def report_data() -> ReportData:
         run_name="local",
         config_digest="9f2c41d07be3",
         student="tiny-student",
+        aligns=True,
         standing="policy-1",
         finished=True,
         chats=(

@@ -149,6 +149,10 @@ def test_two_policies_on_a_benchmark_and_nothing_is_done_twice(student: Path, tm
     (change,) = [row for row in content["comparisons"] if row["name"] == "asr_hard"]
     assert (change["before"], change["after"], change["difference"]["n"]) == ("base", "other", 2)
 
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('<svg class="change') == len(content["comparisons"])
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in done.stdout
+
     again = command(tmp_path, student, *policies)
     assert again.returncode == 0
     assert "started" not in again.stdout.replace("ray: started", "")

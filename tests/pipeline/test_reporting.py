@@ -98,6 +98,22 @@ def test_changes_on_benchmarks_are_in_page_json_and_csv(tmp_path: Path) -> None:
     assert re.search(r"\| over_refusal \(xstest\) \| \+4 points .* \|  \|", card)
 
 
+def test_policies_that_were_only_measured_are_no_unfinished_run(tmp_path: Path) -> None:
+    """What `dream-ray evaluate` leaves: policies that the loop may have named, benchmarks, no stage of the loop."""
+    RunDir(tmp_path).benchmark("xstest")
+    (tmp_path / "metrics.json").write_text("{}")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "stands" not in done.output
+    page = (tmp_path / "report.html").read_text()
+    for words in ("not finished", "Result", "Rounds", "Over the rounds", "Who taught", "One seed"):
+        assert words not in page.split("<main>")[1].split("</main>")[0], words
+    assert page.count('<svg class="change') == 6
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert not (tmp_path / "model_card.md").exists()
+    assert (tmp_path / "comparisons.csv").read_text().count("\n") == 7
+
+
 def test_without_benchmarks_nothing_is_said_of_them(run_dir: Path) -> None:
     write_report(str(run_dir))
     assert (run_dir / "comparisons.csv").read_text().count("\n") == 1
