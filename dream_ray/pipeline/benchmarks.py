@@ -57,8 +57,8 @@ def measure(run: Run, policies: Sequence[Policy], chosen: Sequence[BenchmarkConf
 
 
 def compared(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Which policies are compared, (before, after): each with the first one, and with the one that precedes it."""
-    pairs = [(before, after) for place, after in enumerate(names) if place for before in (names[0], names[place - 1])]
+    """Which policies are compared, (before, after): each with the one that precedes it, and with the first one."""
+    pairs = [(before, after) for place, after in enumerate(names) if place for before in (names[place - 1], names[0])]
     return list(dict.fromkeys(pairs))
 
 

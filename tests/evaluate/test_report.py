@@ -291,7 +291,7 @@ def test_changes_on_benchmarks_stand_with_their_interval_and_the_failures_of_the
     page = Page(html)
     assert page.open == []
     text = page.text(concealed=False)
-    assert "policy-0 judge failed on 4% of 50 policy-1 judge failed on 2% of 50" in text
+    assert "policy-0 judge failed on 4% of 50 answers policy-1 judge failed on 2% of 50 answers" in text
     assert "asr_hard 80% 67\N{EN DASH}89, n 50 21%" in text
     assert "n 48, 2 unjudged (4%)" in text
     low, high = (100 * (end or 0) for end in (comparisons[0].difference.low, comparisons[0].difference.high))

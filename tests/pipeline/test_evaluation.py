@@ -95,9 +95,9 @@ def test_policies_of_one_name_are_refused(config: Config) -> None:
 
 def test_every_policy_is_compared_with_the_first_and_with_the_one_before_it() -> None:
     assert compared(["base", "policy-0", "policy-2"]) == [
-        ("base", "policy-0"), ("base", "policy-2"), ("policy-0", "policy-2"),
+        ("base", "policy-0"), ("policy-0", "policy-2"), ("base", "policy-2"),
     ]  # fmt: skip
-    assert compared(["a", "b", "c", "d"]) == [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d"), ("c", "d")]
+    assert compared(["a", "b", "c", "d"]) == [("a", "b"), ("b", "c"), ("a", "c"), ("c", "d"), ("a", "d")]
     assert compared(["base"]) == []
 
 

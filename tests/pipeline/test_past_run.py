@@ -77,7 +77,7 @@ def test_changes_between_policies_are_read_too(tmp_path: Path) -> None:
     run = read_run(str(tmp_path))
     assert [(row.before, row.after, row.name) for row in run.comparisons] == [
         (before, after, name)
-        for before, after in (("base", "policy-0"), ("base", "policy-1"), ("policy-0", "policy-1"))
+        for before, after in (("base", "policy-0"), ("policy-0", "policy-1"), ("base", "policy-1"))
         for name in ("asr_hard", "over_refusal")
     ]
     assert list(run.metrics) == ["base", "policy-0", "policy-1", "policy-2"]

@@ -81,10 +81,10 @@ def test_changes_on_benchmarks_are_in_page_json_and_csv(tmp_path: Path) -> None:
     assert changes == [
         ("base", "policy-0", "asr_hard", 0.8, 0.24, 50, "better"),
         ("base", "policy-0", "over_refusal", 0.04, 0.18, 50, "worse"),
-        ("base", "policy-1", "asr_hard", 40 / 47, 10 / 47, 47, "better"),
-        ("base", "policy-1", "over_refusal", 2 / 47, 4 / 47, 47, ""),
         ("policy-0", "policy-1", "asr_hard", 12 / 47, 10 / 47, 47, ""),
         ("policy-0", "policy-1", "over_refusal", 9 / 47, 4 / 47, 47, ""),
+        ("base", "policy-1", "asr_hard", 40 / 47, 10 / 47, 47, "better"),
+        ("base", "policy-1", "over_refusal", 2 / 47, 4 / 47, 47, ""),
     ]
     page = (tmp_path / "report.html").read_text()
     assert page.count('<svg class="change') == len(rows)
