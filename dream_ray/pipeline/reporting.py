@@ -26,7 +26,7 @@ from dream_ray.evaluate.compare import Compared, build_comparison
 from dream_ray.evaluate.distribution import Distribution, distribution
 from dream_ray.evaluate.metrics import find_metric, gap_with_interval
 from dream_ray.evaluate.paired import Comparison, Difference
-from dream_ray.evaluate.report import ChatRow, ReportData, StageRow, build_report
+from dream_ray.evaluate.report import ChatRow, ReportData, StageRow, build_report, of_the_loop
 from dream_ray.evaluate.verdicts import source_metrics
 from dream_ray.feedback.rubric import REWARD_RANGE
 from dream_ray.pipeline.browse import browse
@@ -186,11 +186,22 @@ def _as_json(data: ReportData) -> bytes:
         "counts": dict(data.counts),
         "rounds": [dataclasses.asdict(row) for row in data.rounds],
         "metrics": [dataclasses.asdict(metric) for metric in data.metrics],
+        "gaps": list(_gaps(data.metrics)),
         "comparisons": [comparison.as_json() for comparison in data.comparisons],
         "distributions": [dataclasses.asdict(found) for found in data.distributions],
         "stages": [dataclasses.asdict(row) for row in data.stages],
     }
     return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _gaps(metrics: Sequence[Metric]) -> Iterator[dict[str, Any]]:
+    """Safe minus over-refusal, with its interval, of every policy, split and slice that has both."""
+    for policy, split, label in dict.fromkeys(
+        (row.policy, row.split, row.slice) for row in metrics if of_the_loop(row)
+    ):
+        own = [row for row in metrics if (row.policy, row.split, row.slice) == (policy, split, label)]
+        if gap := gap_with_interval(own, split, label):
+            yield {"policy": policy, "split": split, "slice": label} | dataclasses.asdict(gap)
 
 
 def _metrics_csv(metrics: Iterable[Metric]) -> bytes:

@@ -49,6 +49,12 @@ def test_page_json_csv_and_card_hold_the_same_numbers(run_dir: Path) -> None:
     card = (run_dir / "model_card.md").read_text()
     for text in (page, card):
         assert "90%" in text
+    gaps = {(row["policy"], row["split"], row["slice"]): row for row in content["gaps"]}
+    gap = gaps["policy-1", "held_out", "all"]
+    assert gap["value"] == pytest.approx(0.9 - 0.2)
+    shown = f"{gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]"
+    assert shown in page
+    assert shown in card
     assert content["standing"] == "policy-1"
     assert content["counts"]["preference pairs, round 2"] == 2 * PER_SPLIT
     assert "| preference pairs, round 2 | 20 |" in card
