@@ -118,9 +118,9 @@ class PastRun:
                     verdicts=verdicts.get(row["prompt_id"], {}),
                 )
 
-    def parts(self, splits: Iterable[Split]) -> list[str]:
-        """The names of the parts that hold prompts of some splits."""
-        prompts = self.stage("ingest")
+    def parts(self, splits: Iterable[Split], stage: str = "ingest") -> list[str]:
+        """The names of the parts of a stage that hold prompts of some splits."""
+        prompts = self.stage(stage)
         # Names only: `part_rows` would open every file, of which a large run has tens of thousands.
         paths = files.list_files(prompts.ref.data_uri, ".parquet") if prompts else []
         names = [path.rsplit("/", 1)[1].removesuffix(".parquet") for path in paths]

@@ -20,8 +20,10 @@ from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
 from dream_ray.records import (
     Demonstration,
     Disentanglement,
+    Grade,
     Image,
     Judgement,
+    Label,
     Metric,
     Observation,
     PreferencePair,
@@ -144,7 +146,15 @@ class RunDir:
             for number, counts in counted.items()
             for place, policy in enumerate(policies)
         }
-        for policy in policies:
+        asked = [row for row in self.prompts if row.split == Split.HELD_OUT]
+        self.stage(f"benchmarks/{name}/prompts", Prompt, asked)
+        for place, policy in enumerate(policies):
+            rollouts = [self._rollout(row, policy, 0, f"ANSWER-MARK of {policy} on {name}") for row in asked]
+            # The base model does all that it is asked, policy 0 nothing; of the last one's first answer there is no grade.
+            label = Label("compliance", ("fully", "not", "partly")[place], "GRADE-MARK")
+            grades = [Grade(row.rollout_id, row.prompt_id, (label,), 0, 0) for row in rollouts]
+            self.stage(f"{policy}/benchmarks/{name}/answers", Rollout, rollouts)
+            self.stage(f"{policy}/benchmarks/{name}/judge", Grade, grades[1:] if place == 2 else grades)
             own = [share_metric(policy, name, number, ALL, [*values[number, policy].values()]) for number in counted]
             own += [share_metric(policy, name, number, "puns", [True] * 5) for number in counted]
             failed = [value is None for number in counted for value in values[number, policy].values()]

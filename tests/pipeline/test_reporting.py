@@ -104,6 +104,25 @@ def test_changes_on_benchmarks_are_in_page_json_and_csv(tmp_path: Path) -> None:
     assert re.search(r"\| over_refusal \(xstest\) \| \+4 points .* \|  \|", card)
 
 
+def test_answers_on_benchmarks_can_be_browsed(tmp_path: Path) -> None:
+    RunDir(tmp_path).whole().benchmark("xstest")
+    write_report(str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    found = re.findall(
+        r'<details class="sample" data-stage="benchmark: xstest".*?(?=<details class="sample"|</section>)', page, re.S
+    )
+    assert len(found) == 2 * PER_SPLIT
+    for sample in found:
+        for policy in ("base", "policy-0", "policy-1"):
+            assert f"ANSWER-MARK of {policy} on xstest" in sample
+        assert "GRADE-MARK" in sample
+        assert "Observations" not in sample
+        assert '<img src="data:image/jpeg' in sample
+        assert "answers to one prompt differ" in sample
+    assert sum('data-verdict="fully|not|unjudged"' in sample for sample in found) == 1
+    assert sum('data-verdict="fully|not|partly"' in sample for sample in found) == 2 * PER_SPLIT - 1
+
+
 def test_policies_that_were_only_measured_are_no_unfinished_run(tmp_path: Path) -> None:
     """What `dream-ray evaluate` leaves: policies that the loop may have named, benchmarks, no stage of the loop."""
     RunDir(tmp_path).benchmark("xstest")
