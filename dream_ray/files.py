@@ -23,10 +23,9 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    if scheme == "file":
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path
     place, _, path = rest.partition("/")
+    if scheme == "file":
+        return pafs.LocalFileSystem(), os.path.abspath(f"/{path}")
     filesystem, root = filesystem_of(f"{scheme}://{place}")
     return filesystem, "/".join([root.rstrip("/"), path.rstrip("/")]) if path else root
 

@@ -18,11 +18,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         yield running
 
 
-@pytest.fixture(params=["disk", "object store"])
+@pytest.fixture(params=["disk", "file uri", "object store"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty folder's uri."""
-    if request.param == "disk":
-        return str(tmp_path)
+    if request.param != "object store":
+        return str(tmp_path) if request.param == "disk" else f"file://{tmp_path}"
     request.getfixturevalue("store")
     return "s3://bucket/run"
 
@@ -82,8 +82,7 @@ def test_what_may_not_be_read_is_neither_absent_nor_empty(store: ObjectStore) ->
     assert not isinstance(error.value, FileNotFoundError)
 
 
-def test_paths_on_a_disk_may_be_uris(tmp_path: Path) -> None:
-    (tmp_path / "a b.txt").write_bytes(b"x")
-    assert files.read_bytes(f"file://{tmp_path}/a%20b.txt") == b"x"
-    assert files.is_local(f"file://{tmp_path}")
-    assert not files.is_local("s3://bucket/a")
+def test_a_remote_uri_is_known_without_asking_anybody() -> None:
+    assert not files.is_local("s3://no-such-bucket/a")
+    assert files.is_local("file:///a")
+    assert files.is_local("a/b")
