@@ -252,6 +252,17 @@ def test_runs_are_compared_prompt_by_prompt(run_dir: Path, tmp_path: Path) -> No
         assert mark not in page + done.output
 
 
+def test_benchmarks_of_runs_stand_side_by_side(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        RunDir(tmp_path / name).whole().benchmark("xstest")
+    RunDir(tmp_path / "three").whole()
+    write_comparison([str(tmp_path / name) for name in ("one", "two", "three")], str(tmp_path / "c.html"))
+    text = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "c.html").read_text()).split())
+    # Of the standing policies: policy-1, not the base model.
+    assert "one judge failed on 6% of 100 answers two judge failed on 6% of 100 answers asr_hard 21% 12" in text
+    assert "80% 67" not in text
+
+
 def test_runs_without_common_prompts_are_not_paired(run_dir: Path, tmp_path: Path) -> None:
     other = RunDir(tmp_path / "two")
     other.prompts = [row.__class__(**{**row.__dict__, "prompt_id": f"other-{row.prompt_id}"}) for row in other.prompts]
