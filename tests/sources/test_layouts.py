@@ -133,10 +133,16 @@ def test_spa_vl_with_pictures_inside(tmp_path: Path, prompts: Read) -> None:
            "rejected": "No idea.", "class1": "Representation & Toxicity Harms", "class2": "Unfair Representation",
            "class3": "Racism"}  # fmt: skip
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [row, row])
-    write(tmp_path / "data" / "validation-00000-of-00001.parquet", [row])
+    write(tmp_path / "validation" / "validation-00000-of-00001.parquet", [row])
+    asked = {name: cell for name, cell in row.items() if name not in ("chosen", "rejected")}
+    for kind in ("harm", "help"):
+        write(tmp_path / "test" / f"{kind}-00000-of-00001.parquet", [asked])
     found = prompts("spa_vl", tmp_path)
-    assert [row.split for row in found] == [Split.TRAIN, Split.TRAIN, Split.DEV]
-    assert len({row.source_id for row in found}) == 3
+    assert [(row.subset, row.split, row.risk) for row in found] == [
+        ("train", Split.TRAIN, None), ("train", Split.TRAIN, None), ("harm", Split.HELD_OUT, Risk.RISKY),
+        ("help", Split.HELD_OUT, Risk.BENIGN), ("validation", Split.DEV, None),
+    ]  # fmt: skip
+    assert len({row.source_id for row in found}) == 5
     assert (found[0].category, found[0].reference_answer) == (Category.DISCRIMINATION, "Take care.")
     assert opened(found, tmp_path)[0].images[0].height == 6
 
