@@ -141,6 +141,11 @@ def one_turn(
     return RawPrompt(source_name(source), source_id, split, (turn,), **labels)
 
 
+LETTER_ONLY = "Answer with the letter of the right option only."
+"""The last line of a multiple-choice question: an answer in sentences would often not be readable as an option."""
+
+
 def lettered(question: str, options: Sequence[str]) -> str:
     """A multiple-choice question with its options below it, one a line: "A. …"."""
-    return "\n".join([question, *(f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options))])
+    lines = [f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options)]
+    return "\n".join([question, *lines, LETTER_ONLY] if lines else [question])
