@@ -242,8 +242,8 @@ def test_runs_are_compared_prompt_by_prompt(run_dir: Path, tmp_path: Path) -> No
     text = " ".join(re.sub("<[^>]*>", " ", page.split("</style>")[1].split("<script>")[0]).split())
     # The first run's policy-1 refuses 9 risky and 2 benign prompts of a split, the second's 6 and 0: all of them its own.
     assert "held_out safe -30 points" in text
-    assert re.search(r"held_out safe -30 points -\d+ to \+?-?\d+ 10 0 3 0", text)
-    assert re.search(r"held_out over-refusal -20 points -\d+ to \+?-?\d+ 10 0 2 0", text)
+    assert re.search(r"held_out safe -30 points -\d+ to \+?-?\d+ 10 0 3 0 0\.25", text)
+    assert re.search(r"held_out over-refusal -20 points -\d+ to \+?-?\d+ 10 0 2 0 0\.5", text)
     assert "dpo.beta 0.1 0.3" in text
     assert "dpo.epochs" not in text
     assert "90% [60, 98] n=10" in done.output
