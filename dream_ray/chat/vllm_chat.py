@@ -86,6 +86,10 @@ class VllmChat:
         (submitted,) = self._engine.submit([query])
         return reply_of(await asyncio.wrap_future(submitted))
 
+    def check_alive(self) -> None:
+        """Raise EngineError where the engine broke or was closed."""
+        self._engine.check_alive()
+
     def _pixels(self, request: ChatRequest) -> "tuple[Image, ...]":
         from PIL.Image import Resampling
 

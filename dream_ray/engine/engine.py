@@ -77,6 +77,7 @@ class Engine:
         self._adapters: dict[str, LoRARequest] = {}
         self._ids = itertools.count()
         self._lora_ids = itertools.count(1)
+        self._broke_by: Exception | None = None
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, started), name="vllm-engine", daemon=True)
         self._thread.start()
@@ -87,6 +88,14 @@ class Engine:
         answers: list[Answer] = [Future() for _ in queries]
         self._inbox.put((queries, answers))
         return answers
+
+    def check_alive(self) -> None:
+        """Raise EngineError where the engine can sample no more: it broke, or was closed."""
+        broke_by, ended = self._broke_by, not self._thread.is_alive()
+        if broke_by is not None or ended:
+            # What vLLM said is in the errors of the prompts that it spoiled; it may quote them.
+            cause = type(broke_by).__name__ if broke_by is not None else "its thread has ended"
+            raise EngineError(f"The vLLM engine can sample no more ({cause}). It takes a new one, in a new process.")
 
     def close(self) -> None:
         """Stop the engine and its processes; prompts under way fail. A second call does nothing."""
@@ -109,10 +118,12 @@ class Engine:
                 self._step(engine)
             failure: Exception = EngineError("The engine was closed while this prompt was in it.")
         except Exception as error:
-            failure = error
-        engine.renderer.shutdown()
-        engine.engine_core.shutdown()
-        _fail(self._pending.values(), failure)
+            failure = self._broke_by = error
+        try:
+            engine.renderer.shutdown()
+            engine.engine_core.shutdown()
+        finally:  # who waits for an answer must not wait for ever where a dead engine cannot be shut down
+            _fail(self._pending.values(), failure)
         while not isinstance(failure, EngineError) and (work := self._inbox.get()) is not None:
             _fail(work[1], failure)
 

@@ -2,7 +2,8 @@
 
 Contract: `start_scorer` and `stop_scorer` own the Serve instance of the cluster. The listener is on loopback unless the
 config says otherwise, and then wants a token. A replica that dies takes the requests that it was working on with it: they
-fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts.
+fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts. So it is with a
+replica whose judge's engine has died.
 """
 
 import ipaddress
@@ -31,11 +32,14 @@ this queues in the proxy."""
 TARGET_ONGOING_REQUESTS = 4
 """Where replicas follow the load: as many as keep each at this many requests. One holds up to 64 items and each of
 these asks several questions, so that four fill what a judge bears at once."""
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Between two looks at whether a replica's judge is alive, which cost nothing: with Serve's 10 s a replica whose engine has
+died would answer with errors for half a minute."""
 HEALTHY_WITHIN_S = 120
 """How long a deployed replica may take until its first good answer; it has loaded its judge by then."""
 
 
-@serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS)
+@serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS, health_check_period_s=HEALTH_CHECK_PERIOD_S)
 @serve.ingress()
 class Scorer:
     """One replica: a judge, and the interface in front of it."""
@@ -48,6 +52,11 @@ class Scorer:
         """Called by Serve in the replica, so that the token is read there and travels nowhere."""
         token = secret(self._config.token_env, "judge.token_env")
         return make_api(self._judge, token, self._config.max_body_bytes, Measures().record)
+
+    def check_health(self) -> None:
+        """Called by Serve every `HEALTH_CHECK_PERIOD_S`; after three times in a row that it raises, Serve takes another
+        replica for this one. Raises where the judge's engine has died, not where an endpoint is down."""
+        self._judge.chat.check_alive()
 
 
 @dataclass(frozen=True)
