@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
 from dream_ray.train import data, ray_adapter
+from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
 from dream_ray.train.ray_adapter import TrainResult
 from dream_ray.train.sft import load_model, new_adapter
@@ -89,10 +90,11 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
         if not new:
             folder = fetch_folder(settings["start_adapter"], Path(scratch))
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        trainer = trl.DPOTrainer(
+        dataset = data.preference_dataset(settings["prompts"], settings["pairs"], settings["images"])
+        trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"])(
             model=model,
             args=trl.DPOConfig(seed=settings["seed"], beta=settings["beta"], **losses, **arguments),
-            train_dataset=data.preference_dataset(settings["prompts"], settings["pairs"], settings["images"]),
+            train_dataset=dataset,
             processing_class=processor,
             peft_config=new_adapter(settings["lora"]) if new else None,
         )

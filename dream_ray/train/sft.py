@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
 from dream_ray.train import data, ray_adapter
+from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import check_model_folder, fetch_folder
 from dream_ray.train.ray_adapter import TrainResult
 
@@ -53,10 +54,11 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     from trl import SFTTrainer
 
     model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
-    return SFTTrainer(
+    dataset = data.sft_dataset(settings["prompts"], settings["demonstrations"], settings["images"])
+    return of_like_length(SFTTrainer, data.sizes(dataset), settings["seed"])(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
-        train_dataset=data.sft_dataset(settings["prompts"], settings["demonstrations"], settings["images"]),
+        train_dataset=dataset,
         processing_class=processor,
         peft_config=new_adapter(settings["lora"]),
     )
