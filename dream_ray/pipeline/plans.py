@@ -200,7 +200,7 @@ class Planner:
     def sft(self, prompts: StageRef, demonstrations: StageRef) -> Plan:
         """Policy 0."""
         settings = self._training() | {"sft": self.config.sft.model_dump(mode="json")}
-        return self.plan("sft", 1, settings, {"prompts": prompts, "demonstrations": demonstrations})
+        return self.plan("sft", 2, settings, {"prompts": prompts, "demonstrations": demonstrations})
 
     def sampled(self, job: SampleJob, prompts: StageRef, observed: StageRef) -> tuple[Plan, Plan]:
         """A job's sampling and its judging, which depends on the sampling."""
@@ -235,7 +235,7 @@ class Planner:
         """Policy `number`, trained from the policy named `start`, which the stage `standing` made."""
         settings = self._training() | {"dpo": self.config.dpo.model_dump(mode="json"), "start": start}
         inputs = {"prompts": prompts, "pairs": pairs, "standing": standing}
-        return self.plan(f"round-{number}/dpo", 1, settings, inputs)
+        return self.plan(f"round-{number}/dpo", 2, settings, inputs)
 
     def evaluate(self, policy: str, prompts: StageRef, answers: StageRef, judgements: StageRef) -> Plan:
         """The metrics of a policy."""
