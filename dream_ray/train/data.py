@@ -86,18 +86,13 @@ def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArr
 
 
 def sizes(data: "Dataset") -> list[tuple[int, int]]:
-    """How long each row of such a data set is: (images, characters of the dialogue and its longest answer).
+    """How long the prompt of each row is: (images, characters), known without an image or a tokeniser.
 
-    Enough to tell rows of like length apart, and known without opening an image or loading a tokeniser.
+    Answers do not count: refusals are shorter than help, and batches of one kind teach the difference badly.
     """
-    rows = data.with_format("arrow")[:]
-    answers = [rows[name].to_pylist() for name in rows.column_names if name != "turns"]
+    dialogues = data.with_format("arrow")[:]["turns"].to_pylist()
     return [
-        (
-            sum(len(turn["images"]) for turn in turns),
-            sum(len(turn["text"]) for turn in turns) + max(len(text) for text in texts),
-        )
-        for turns, *texts in zip(rows["turns"].to_pylist(), *answers, strict=True)
+        (sum(len(turn["images"]) for turn in turns), sum(len(turn["text"]) for turn in turns)) for turns in dialogues
     ]
 
 
