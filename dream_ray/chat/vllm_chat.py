@@ -4,7 +4,8 @@ Contract: the engine is ready when the object is. `ask` renders the request's te
 each within `max_pixels`, and holds the answer to the task's form (forms.py) while it is decoded: a bare word, a bare number
 or a JSON object; answers in free text are free. Concurrent questions share the engine's steps. What one request breaks
 comes back as a reply without text: "truncated" at max_tokens, a `BadImage` reason, too many images, a prompt that does not
-fit. What the engine breaks raises, for every later question too, until a new object is made. `close`, which the end of the
+fit. What the engine breaks raises (EngineDied), for every later question too, until a new
+object is made. `close`, which the end of the
 object calls, ends the engine and its processes. Knows nothing of Ray.
 """
 
@@ -54,7 +55,7 @@ class VllmChat:
                 "cannot see what it has to judge. Name the folder of a vision-language model, with its processor and "
                 "chat template."
             )
-        self._engine = Engine(engine_arguments(config, model))
+        self._engine = Engine(engine_arguments(config, model), config.engine_timeout_s)
 
     def __del__(self) -> None:
         """Close the engine where the constructor came that far."""

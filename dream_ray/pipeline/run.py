@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from dream_ray import files
 from dream_ray.chat.factory import ChatServices
 from dream_ray.chat.meter import cost_usd
 from dream_ray.config import Config
@@ -108,6 +109,7 @@ class Run:
         log.info("%s: started", ", ".join(keys), extra={"stages": {plan.ref.key: plan.ref.uri for plan in plans}})
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
+        files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
         start = time.monotonic()
         stopped = None
         with PeakMemory() as memory:
@@ -117,6 +119,7 @@ class Run:
                 stopped = error
                 outcomes = {key: Outcome(tally) for key, tally in error.finished.items()}
         seconds = time.monotonic() - start
+        files.delete_folder(self.store.in_flight_uri)
         paid_usd = 0.0 if self.ledger is None else ray.get(self.ledger.end.remote())
         done = []
         for plan in plans:

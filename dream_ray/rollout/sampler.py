@@ -119,7 +119,8 @@ class Sampler:
             engine.close()
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """The samples of a batch of requests. Raises EngineError for what spoils every row."""
+        """The samples of a batch of requests. Raises EngineError for what spoils every row, EngineDied where another
+        engine may do."""
         requests = from_table(SampleRequest, batch)
         loaded = await asyncio.gather(*(asyncio.to_thread(self._load, request) for request in requests))
         queries = [
@@ -132,6 +133,12 @@ class Sampler:
             for request, query in zip(requests, queries, strict=True)
         ]
         return _table(batch, outcomes)
+
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a request that is not to be sampled."""
+        (request,) = from_table(SampleRequest, row)
+        return _table(row, [[ErrorRow(STAGE, request.prompt.prompt_id, reason, detail, attempts)]])
 
     async def _sample(self, queries: Sequence[Query]) -> "list[RequestOutput | Rejected]":
         """An answer to each query, from an engine with the weights that it needs."""
@@ -175,7 +182,8 @@ class Sampler:
             model = merge_adapter(
                 Policy("merged", self._model, weights), f"{self._merged}/model", dtype=self._rollout.dtype
             )
-        self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
+        arguments = engine_arguments(self._student, self._rollout, self._lora_rank, model)
+        self._engine = Engine(arguments, self._rollout.engine_timeout_s)
         self._weights = weights
 
     def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":

@@ -68,6 +68,12 @@ class DemonstrateActor:
         require_same_rows(STAGE, [row["prompt"]["prompt_id"] for row in rows], ids)
         return outcome_table(Demonstration, outcomes)
 
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a prompt that is not to be worked on."""
+        prompt_id = row.to_pylist()[0]["prompt"]["prompt_id"]
+        return outcome_table(Demonstration, [ErrorRow(STAGE, prompt_id, reason, detail, attempts)])
+
     async def _one(self, row: dict[str, Any]) -> Demonstration | ErrorRow:
         prompt = from_row(Prompt, row["prompt"])
         if row["observations"] is None:

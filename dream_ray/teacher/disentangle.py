@@ -92,6 +92,12 @@ class DisentangleActor:
         require_same_rows(STAGE, [prompt.prompt_id for prompt in prompts], ids)
         return outcome_table(Disentanglement, outcomes)
 
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a prompt that is not to be worked on."""
+        prompt_id = row.to_pylist()[0]["prompt_id"]
+        return outcome_table(Disentanglement, [ErrorRow(STAGE, prompt_id, reason, detail, attempts)])
+
     async def _one(self, prompt: Prompt) -> Disentanglement | ErrorRow:
         if prompt.observations is not None:  # they came with the source, and the config says to use them
             return Disentanglement(prompt.prompt_id, prompt.observations, 0, 0, 0, 0)

@@ -1,0 +1,100 @@
+"""An engine that breaks or hangs, as the threads around it see that; vLLM itself cannot be made to on demand."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dream_ray.engine import engine as module
+from dream_ray.engine.engine import Engine, EngineDied, EngineError, Query
+
+
+class Faulty:
+    """Stands for vllm.LLMEngine: answers "good" prompts, breaks or hangs with others."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.released = threading.Event()
+        self.renderer = self.engine_core = SimpleNamespace(shutdown=lambda: None)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.requests)
+
+    def add_request(self, key: str, prompt: str, params: Any, lora_request: Any) -> None:
+        if prompt == "refused":
+            raise TypeError("no such processor")
+        self.requests.append((key, prompt))
+
+    def abort_request(self, keys: list[str]) -> None:
+        self.requests = [request for request in self.requests if request[0] not in keys]
+
+    def step(self) -> list[Any]:
+        key, prompt = self.requests.pop(0)
+        if prompt == "breaks":
+            raise RuntimeError("an illegal memory access")
+        if prompt == "hangs":
+            self.released.wait()
+        return [SimpleNamespace(finished=True, request_id=key, prompt=prompt)]
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    found = Faulty()
+    vllm = ModuleType("vllm")
+    vllm.EngineArgs = lambda **arguments: arguments  # type: ignore[attr-defined]
+    vllm.LLMEngine = SimpleNamespace(from_engine_args=lambda arguments: found)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(module, "_render", lambda engine, query: query.text)
+    yield found
+    found.released.set()
+
+
+def query(text: str) -> Query:
+    return Query(text, False, (), (), SimpleNamespace(), 1, None, None)  # type: ignore[arg-type]
+
+
+def test_what_breaks_the_engine_fails_what_is_in_it_and_what_comes(faulty: Faulty) -> None:
+    engine = Engine({}, timeout_s=60)
+    assert engine.submit([query("good")])[0].result(5).prompt == "good"
+    for answer in engine.submit([query("breaks"), query("good")]) + engine.submit([query("good")]):
+        with pytest.raises(EngineDied, match="RuntimeError: an illegal memory access"):
+            answer.result(5)
+    engine.close()
+
+
+def test_an_engine_that_hangs_ends_by_its_deadline(faulty: Faulty) -> None:
+    engine = Engine({}, timeout_s=0.2)
+    first = engine.submit([query("hangs")])
+    for answer in first + engine.submit([query("good")]):
+        with pytest.raises(EngineDied, match=r"work for 0\.2 s"):
+            answer.result(5)
+    with pytest.raises(EngineDied):
+        engine.submit([query("good")])[0].result(5)
+    engine.close()  # comes back, though the engine does not
+
+
+def test_an_idle_engine_does_not_hang(faulty: Faulty) -> None:
+    engine = Engine({}, timeout_s=0.05)
+    for _ in range(3):
+        assert engine.submit([query("good")])[0].result(5).prompt == "good"
+        threading.Event().wait(0.2)
+    engine.close()
+
+
+def test_a_prompt_that_cannot_be_admitted_is_under_suspicion_and_an_adapter_is_not(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine({}, timeout_s=60)
+    with pytest.raises(EngineDied, match="TypeError: no such processor"):
+        engine.submit([query("refused")])[0].result(5)
+
+    def no_effect(*arguments: Any) -> str:
+        raise EngineError("without effect")
+
+    monkeypatch.setattr(module, "_render", no_effect)
+    with pytest.raises(EngineError, match="without effect"):
+        engine.submit([query("good")])[0].result(5)
+    engine.close()
