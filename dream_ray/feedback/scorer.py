@@ -2,10 +2,12 @@
 
 Contract: `start_scorer` and `stop_scorer` own the Serve instance of the cluster. The listener is on loopback unless the
 config says otherwise, and then wants a token. A replica that dies takes the requests that it was working on with it: they
-fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts.
+fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts. A judge's engine that
+broke or hangs ends its replica.
 """
 
 import ipaddress
+import logging
 import socket
 import time
 from dataclasses import dataclass
@@ -17,11 +19,15 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from dream_ray.chat.factory import ChatServices, chat_options, make_chat
+from dream_ray.chat.protocol import ChatModel, ChatReply, ChatRequest
 from dream_ray.config import ImageConfig, JudgeConfig, secret
+from dream_ray.engine.engine import EngineDied, end_process
 from dream_ray.feedback.api import make_api
 from dream_ray.feedback.client import authorization
 from dream_ray.feedback.items import ItemJudge
 from dream_ray.feedback.measures import Measures
+
+log = logging.getLogger(__name__)
 
 APP = "dream-ray-scorer"
 """The name of the Serve application."""
@@ -35,6 +41,27 @@ HEALTHY_WITHIN_S = 120
 """How long a deployed replica may take until its first good answer; it has loaded its judge by then."""
 
 
+class EndsWithItsEngine:
+    """A chat model whose process ends when its engine is dead: nothing else would make Serve start another."""
+
+    def __init__(self, chat: ChatModel):
+        self._chat = chat
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self._chat.name
+
+    async def ask(self, request: ChatRequest) -> ChatReply:
+        """The model's reply."""
+        try:
+            return await self._chat.ask(request)
+        except EngineDied as error:
+            log.error("the judge's engine died (%s); this replica ends", error)
+            end_process()
+            raise
+
+
 @serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS)
 @serve.ingress()
 class Scorer:
@@ -42,7 +69,7 @@ class Scorer:
 
     def __init__(self, config: JudgeConfig, images: ImageConfig, services: ChatServices):
         self._config = config
-        self._judge = ItemJudge(make_chat(config.chat, services), images, config.opens_uris)
+        self._judge = ItemJudge(EndsWithItsEngine(make_chat(config.chat, services)), images, config.opens_uris)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve in the replica, so that the token is read there and travels nowhere."""

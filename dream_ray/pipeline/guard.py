@@ -18,16 +18,14 @@ import asyncio
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from dream_ray import files
-from dream_ray.engine.engine import EngineDied, EngineError
+from dream_ray.engine.engine import EngineDied, EngineError, end_process
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +65,6 @@ def read_flight(uri: str) -> Flight:
 def write_flight(uri: str, flight: Flight) -> None:
     """Say what is true if this process dies now."""
     files.write_atomic(uri, json.dumps(dataclasses.asdict(flight)).encode())
-
-
-def end_process() -> None:
-    """End this process and what it started, at once: an engine that hangs can be left in no other way."""
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
 
 
 class Guarded:
