@@ -113,7 +113,8 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
     key = _key(policy, benchmark)
     sampling = run.plans.plan(f"{key}/answers", 1, settings, {"prompts": prompts.ref})
     asked = {"rollouts": sampling.ref.fingerprint, "tasks": sorted(benchmark.tasks)}
-    judging = run.plans.plan(f"{key}/judge", 1, asked, {}, config.judge.chat if benchmark.tasks else None)
+    chat = config.judge.chat if benchmark.tasks else None
+    judging = run.plans.plan(f"{key}/judge", 1, asked, {}, chat, benchmark.tasks)
     return Job(policy, benchmark, prompts, sampling, judging)
 
 

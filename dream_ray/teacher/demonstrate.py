@@ -24,6 +24,8 @@ from dream_ray.stored_images import read_images
 
 STAGE = "demonstrate"
 """The stage's name in error rows."""
+TASKS = frozenset({Task.ANSWER_RISKY, Task.ANSWER_BENIGN})
+"""What is asked."""
 
 
 async def demonstrate(

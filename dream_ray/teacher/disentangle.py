@@ -24,6 +24,8 @@ from dream_ray.stored_images import read_images
 
 STAGE = "disentangle"
 """The stage's name in error rows."""
+TASKS = frozenset({Task.IMAGE_PASS, Task.TEXT_PASS, Task.VERIFY})
+"""What is asked."""
 
 
 async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatModel) -> Disentanglement | ErrorRow:
