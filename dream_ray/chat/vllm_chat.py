@@ -10,7 +10,6 @@ object calls, ends the engine and its processes. Knows nothing of Ray.
 """
 
 import asyncio
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import base_arguments
 from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train.policy import fetch_folder
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class VllmChat:
         self._config, self._templates = config, templates
         # Chat models get images that were within the run's limits when they were ingested; these are the outer ones.
         self._images = ImageConfig()
-        self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-chat-")
+        self._folder = ScratchFolder("chat")
         model = str(fetch_folder(config.model, Path(self._folder.name)))
         self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=config.trust_remote_code)
         if not isinstance(self._processor, ProcessorMixin):

@@ -33,6 +33,7 @@ from dream_ray.images import BadImage, decode
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
 from dream_ray.rollout.requests import SampleRequest
+from dream_ray.scratch import ScratchFolder
 from dream_ray.stored_images import read_images
 from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
 
@@ -98,7 +99,7 @@ class Sampler:
 
         self._images = images
         self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
-        self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-sampler-")
+        self._folder = ScratchFolder("sampler")
         self._model = str(fetch_folder(student.model, Path(self._folder.name)))
         self._processor = AutoProcessor.from_pretrained(self._model, trust_remote_code=student.trust_remote_code)
         self._adapters: dict[str, str] = {}
