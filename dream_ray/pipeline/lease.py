@@ -1,11 +1,13 @@
 """The lease of a run directory: one driver at a time, on whatever storage the directory lies.
 
-    <run_dir>/lease.json    {"holder": "5f0c…", "host": "trainer-1", "pid": 4711, "since": "…", "beat": 12, "beat_at": "…"}
+    <run_dir>/lease.json    {"holder": "5f0c…", "host": "trainer-1", "pid": 4711, "space": "…", "started": 86412, "since": "…",
+                             "beat": 12, "beat_at": "…"}
 
 Contract: `held` is a context that holds the lease, renews it in a thread, and releases it whatever ends the context. Whether
 another holder lives is told by its counter between two looks, timed by the watcher's own monotonic clock, so clocks that
 jump or disagree do not matter: a lease that changes while one watches is held, one that stays as it is for `limit` seconds is
-the remains of a killed driver and is taken over. A holder that finds another one in its place, or that could not renew
+the remains of a killed driver and is taken over; at once where the driver ran among the processes seen from here and is not
+among them any more. A holder that finds another one in its place, or that could not renew
 its lease for `stop` seconds (less than `limit`: before anybody may take over), stops: it gets SIGTERM, which has to end its
 main thread (the command line turns it into a KeyboardInterrupt), and `held` raises LeaseLost.
 
@@ -25,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from pathlib import Path
 
 from dream_ray import files
 from dream_ray.config import ConfigError
@@ -60,11 +63,16 @@ class LeaseLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Lease:
-    """Who holds a run directory. `since` and `beat_at` are by the holder's clock, for people; `beat` counts heartbeats."""
+    """Who holds a run directory. `since` and `beat_at` are by the holder's clock, for people; `beat` counts heartbeats.
+
+    `space` is the holder's `process_space`, `started` when its process began, in clock ticks since the machine's start.
+    """
 
     holder: str
     host: str
     pid: int
+    space: str
+    started: int | None
     since: str
     beat: int
     beat_at: str
@@ -96,6 +104,33 @@ class Watch:
         if content != before:
             return Verdict.ALIVE
         return Verdict.GONE if now - since >= self._limit else Verdict.UNCLEAR
+
+
+def process_space() -> str:
+    """Names the processes that this one can see: the kernel since its start and the pid namespace (a container has its own).
+
+    Empty where that cannot be told (not Linux).
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def ended_here(lease: Lease | None) -> bool:
+    """True where the holder's process would be seen from here and is not there; False wherever that is not certain."""
+    if lease is None or not lease.space or lease.space != process_space():
+        return False
+    return _start_ticks(lease.pid) != lease.started
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process began, in ticks since the machine's start, which no change of the clock moves; None where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rsplit(")", 1)[1].split()[19])  # the name, in brackets, may hold anything; starttime is field 22
 
 
 def lease_uri(run_uri: str) -> str:
@@ -136,15 +171,19 @@ def refusal(run_uri: str, content: bytes | None, times: Times = TIMES) -> LeaseH
     return LeaseHeld(
         f"The run directory {run_uri} is in use: {who} and is alive. Two drivers would overwrite each other's results. Wait "
         "until it ends, stop it (Ctrl-C or SIGTERM; it leaves a state from which the same command goes on), or pass another "
-        f"--run-dir. A driver that was killed frees the directory by itself, {times.limit:.0f} s after its last heartbeat."
+        f"--run-dir. A driver that was killed frees the directory {times.limit:.0f} s after its last heartbeat at the latest."
     )
 
 
 def acquire(run_uri: str, times: Times = TIMES) -> Lease:
-    """Take the lease. Raises LeaseHeld where another driver lives; waits `limit` seconds where one seems to be gone."""
+    """Take the lease. Raises LeaseHeld where another driver lives; waits up to `limit` seconds where one seems to be gone."""
     watch = Watch(times.limit)
     told = False
-    while (verdict := watch.look(content := read_lease(run_uri), time.monotonic())) is Verdict.UNCLEAR:
+    while True:
+        content = read_lease(run_uri)
+        verdict = Verdict.GONE if ended_here(parse(content)) else watch.look(content, time.monotonic())
+        if verdict is not Verdict.UNCLEAR:
+            break
         if not told:
             log.info("%s: another driver's lease is there; looking for up to %.0f s if it lives", run_uri, times.limit)
             told = True
@@ -152,14 +191,27 @@ def acquire(run_uri: str, times: Times = TIMES) -> Lease:
     if verdict is Verdict.ALIVE:
         raise refusal(run_uri, content, times)
     if verdict is Verdict.GONE:
-        log.warning("%s: its driver is gone without a heartbeat for %.0f s; taking over", run_uri, times.limit)
-    mine = Lease(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now_text(), 0, now_text())
+        log.warning("%s: its driver was killed; taking over", run_uri)
+    mine = _lease_of_this_process()
     _write(run_uri, mine)
     time.sleep(times.settle)
     content = read_lease(run_uri)
     if why_lost(mine, content):
         raise refusal(run_uri, content, times)
     return mine
+
+
+def _lease_of_this_process() -> Lease:
+    return Lease(
+        holder=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        space=process_space(),
+        started=_start_ticks(os.getpid()),
+        since=now_text(),
+        beat=0,
+        beat_at=now_text(),
+    )
 
 
 def _write(run_uri: str, lease: Lease) -> None:

@@ -177,7 +177,7 @@ def test_the_lease_works_on_a_storage_without_append(monkeypatch: pytest.MonkeyP
     assert read_lease("memory://leased") is None
 
 
-HOLDER = Lease("one", "trainer-1", 11, NOW, 3, NOW)
+HOLDER = Lease("one", "trainer-1", 11, "", None, NOW, 3, NOW)
 GOING = Attempt("small", 1, State.RUNNING, NOW, NOW)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 SHORT = Times(heartbeat=0.1, limit=2.0, stop=1.0, settle=0.2, look=0.05)
 """For tests; in the same order as the real ones."""
 
-MINE = Lease("one", "trainer-1", 11, "2026-01-01T00:00:00+00:00", 3, "2026-01-01T00:00:15+00:00")
+MINE = Lease("one", "trainer-1", 11, "elsewhere", 5, "2026-01-01T00:00:00+00:00", 3, "2026-01-01T00:00:15+00:00")
 
 
 def content(lease: Lease) -> bytes:
@@ -62,6 +62,23 @@ def test_a_holder_knows_its_own_lease() -> None:
     taken = why_lost(MINE, content(replace(MINE, holder="two", host="trainer-2", pid=22)))
     assert taken is not None
     assert "22 on trainer-2" in taken
+
+
+def test_a_process_that_would_be_seen_from_here_and_is_not_is_gone() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    here = replace(leases._lease_of_this_process(), pid=child.pid, started=leases._start_ticks(child.pid))
+    assert not leases.ended_here(here)
+    child.kill()
+    child.wait()
+    assert leases.ended_here(here)
+    assert not leases.ended_here(replace(here, space="another machine"))
+    assert not leases.ended_here(replace(here, space=""))
+    again = leases._lease_of_this_process()
+    assert not leases.ended_here(again)
+    assert leases.ended_here(
+        replace(again, started=again.started - 1 if again.started else None)
+    )  # its number was used again
+    assert not leases.ended_here(None)
 
 
 @contextmanager
@@ -208,7 +225,7 @@ def test_the_next_driver_follows_however_the_first_one_ended(tmp_path: Path, end
     finally:
         first.kill()
     assert (tmp_path / "lease.json").exists() is (end is signal.SIGKILL)
-    with held(str(tmp_path), SHORT) as mine:
+    with held(str(tmp_path), leases.TIMES) as mine:  # no waiting: it ran here
         found = parse((tmp_path / "lease.json").read_bytes())
         assert found is not None
         assert found.pid != first.pid
