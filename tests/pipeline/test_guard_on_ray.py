@@ -18,7 +18,7 @@ from dream_ray.engine.engine import EngineDied
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import KeepRoute, labelled
 from dream_ray.pipeline.guard import KILLED, Guarded
-from dream_ray.pipeline.parts import Target, WorkItem, run_pass
+from dream_ray.pipeline.parts import StageFailed, Target, WorkItem, run_pass
 from dream_ray.pipeline.run import Outcome, Run
 from dream_ray.records import Disentanglement, ErrorRow
 from tests.pipeline.resumed_driver import CONFIG, PARTS, ids
@@ -88,3 +88,28 @@ def test_rows_that_kill_are_set_aside_and_the_stage_ends(tmp_path: Path) -> None
     ]
     assert sorted([*written, CRASHES, BREAKS]) == sorted(name for part in range(PARTS) for name in ids(part))
     assert not Path(run.store.in_flight_uri).exists()
+
+
+class Hangs:
+    """Works on nothing for ever."""
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        await asyncio.sleep(3600)
+        return block
+
+
+def test_a_pass_that_hangs_ends_by_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no deadline of its own ends: Ray Data's, shortened."""
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 5.0)
+    run = Run(Config.model_validate(CONFIG), str(tmp_path / "run"))
+    target = Target(run.plans.plan("hangs", 1, {}, {}).ref, Disentanglement, "hangs", "record", "hangs")
+
+    def read(job: str, part: str) -> Iterable[pa.Table]:
+        yield labelled(pa.table({"id": ids(int(part))}), job, part)
+
+    def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
+        pool = ray.data.ActorPoolStrategy(size=1)
+        return dataset.map_batches(Hangs, batch_format="pyarrow", batch_size=None, compute=pool)
+
+    with pytest.raises(StageFailed, match="hangs: nothing has gone forward for 5 s"):
+        run_pass("hangs", [WorkItem("hangs", "000000", 3)], read, stages, [target], 0.05)
