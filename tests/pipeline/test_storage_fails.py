@@ -1,18 +1,20 @@
 """A disk that is full while a stage writes: the stage says so, and goes on where it was once there is room."""
 
 import errno
+import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import ray
 
-from dream_ray import files
+from dream_ray import commands, files
 from dream_ray.config import Config, ConfigError
 from dream_ray.engine.engine import EngineError
 from dream_ray.outcomes import outcome_table
+from dream_ray.pipeline import lease as leases
 from dream_ray.pipeline import parts
 from dream_ray.pipeline.cluster import _quiet_data
 from dream_ray.pipeline.data_stages import labelled
@@ -23,6 +25,7 @@ from dream_ray.pipeline.run import Outcome, Run
 from dream_ray.records import Disentanglement
 from dream_ray.train.ray_adapter import TrainResult
 from tests.pipeline.resumed_driver import CONFIG, PARTS, carry_out, fails, ids
+from tests.pipeline.test_forecast import config_of, write_prompts
 from tests.pipeline.test_resume import rows
 
 
@@ -59,6 +62,35 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> No
 
     with pytest.raises(type(error)):
         run.carry_out([run.plans.plan("slow", 1, {}, {})], work)
+
+
+def test_a_run_directory_without_room_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_prompts(tmp_path)
+    config_of(tmp_path)
+    for name in ("model.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
+        (tmp_path / "student" / name).touch()
+    (tmp_path / "student" / "config.json").write_text('{"architectures": ["Any"]}')
+
+    def full(uri: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", uri)
+
+    monkeypatch.setattr(leases.files, "write_atomic", full)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        code = commands.run_job(str(tmp_path / "config.yaml"), [], str(tmp_path / "run"), nobody)
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    assert code == commands.FAILED
+    said = capsys.readouterr().err
+    assert "The storage has no room left" in said
+    assert "lease.json" in said
+    assert not ray.is_initialized()
+
+
+def nobody(*arguments: object) -> Callable[[], None]:
+    raise AssertionError("a run without room was carried out")
 
 
 def test_a_training_that_found_no_room_for_its_checkpoint_says_so() -> None:
