@@ -46,8 +46,8 @@ class SampleJob:
     """Answers wanted of one policy: to which splits, how many each, how sampled.
 
     `key` is the folder of its stages and `rollout` the name of the sampling stage in it. `trained` is the stage that made
-    the policy, None for the base model. `round` tells the seeds of one round from those of another. `share` of the
-    splits' parts is sampled.
+    the policy, None for the base model. `seed` is the run's, 0 where answers are greedy and so the same for every seed;
+    `round` tells the seeds of one round from those of another. `share` of the splits' parts is sampled.
     """
 
     key: str
@@ -58,6 +58,7 @@ class SampleJob:
     n: int
     temperature: float
     top_p: float
+    seed: int
     round: int
     share: float
 
@@ -89,6 +90,7 @@ def rollout_job(config: Config, number: int, policy: Policy, trained: StageRef) 
         n=how.k,
         temperature=how.temperature,
         top_p=how.top_p,
+        seed=config.seed,
         round=number,
         share=how.share,
     )
@@ -105,6 +107,7 @@ def answers_job(config: Config, policy: Policy, trained: StageRef | None) -> Sam
         n=1,
         temperature=0.0,
         top_p=1.0,
+        seed=0,
         round=0,
         share=1.0,
     )
@@ -221,7 +224,7 @@ class Planner:
             "max_tokens": config.rollout.max_tokens,
             "max_model_len": config.student.max_model_len,
             "dtype": config.rollout.dtype,
-            "seed": config.seed,
+            "seed": job.seed,
             "round": job.round,
             "share": job.share,
         }

@@ -98,7 +98,7 @@ def _sample_and_judge(
                 temperature=job.temperature,
                 top_p=job.top_p,
                 max_tokens=config.rollout.max_tokens,
-                seed=sample_seed(config.seed, row["prompt"]["prompt_id"], job.round),
+                seed=sample_seed(job.seed, row["prompt"]["prompt_id"], job.round),
             )
             for row in join_observations(prompts.ref.data_uri, observed.ref.data_uri, part)
         ]
