@@ -65,7 +65,9 @@ def main() -> int:
 
     overrides = [*arguments.overrides]
     if arguments.xstest:
-        overrides.append(f"evaluate.benchmarks=[{{name: xstest, source: {{format: xstest, path: {arguments.xstest}}}}}]")
+        overrides.append(
+            f"evaluate.benchmarks=[{{name: xstest, source: {{format: xstest, path: {arguments.xstest}}}}}]"
+        )
     config = load_config(arguments.config, overrides)
     results: dict[int, Result] = {}
     first = Run(config, arguments.run_dir)
