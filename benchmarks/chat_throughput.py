@@ -1,10 +1,21 @@
 """What finding an endpoint's bound by itself costs the client, and what faults cost it.
 
 Contract: asks the same questions of the same local server (real HTTP, a fixed time per call, more than `capacity` at once are
-refused with 429 and Retry-After) with the adaptive client and with the same client held at the best fixed concurrency,
-the server's capacity, in turn in one run, and prints each ratio of answered questions per second, the median and the
-spread. Then the adaptive client against the server with a share of its calls failing at random. Run it from the
-repository's root: python -m benchmarks.chat_throughput
+refused with 429 and Retry-After) in turn in one run: with the client held at the best fixed concurrency, the server's
+capacity; with the adaptive client; and with the adaptive client while a share of the calls fails at random. Prints the
+ratios of the last two to the first, the median and the spread. Run it from the repository's root:
+python -m benchmarks.chat_throughput
+
+Under faults three ratios are printed, for they mean three things:
+
+- answers per second, of those to the questions that got one;
+- questions ended per second, be it with an answer or with None and a reason that no retry mends;
+- calls served to the end per second, of those that the server was busy with: refusals and cut replies take its time, too.
+
+No client can bring the first to 1. Of each call `f` ends in one of n faults; the server is busy to the end with those without
+a fault and with cut bodies, cut JSON, refusals, prose and other models' names; only those without a fault, prose and other
+names are answers. At full use of the server answers are (1 - f + 2 f/n) / (1 - f + 5 f/n) of the healthy rate, for
+f = 0.3 and n = 9 that is 0.885, and ended questions (1 - f + 4 f/n) / (1 - f + 5 f/n), 0.962. `ceilings` computes both.
 """
 
 import argparse
@@ -12,6 +23,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 from dream_ray.chat.concurrency import AdaptiveLimit, Gate
 from dream_ray.chat.openai_chat import OpenAIChat
@@ -23,6 +35,12 @@ from tests.chat.openai_server import Fault, OpenAIServer, Script, always, at_ran
 FAULTS = [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.CUT_BODY, Fault.CUT_JSON, Fault.REFUSAL, Fault.PROSE]
 FAULTS += [Fault.RESET, Fault.OTHER_MODEL, Fault.UNKNOWN_MODEL]
 """All but calls without a reply: the last of those lasts until its deadline, whatever the client does."""
+ANSWERED = {Fault.PROSE, Fault.OTHER_MODEL}
+"""Come with a right answer all the same."""
+FINAL = {Fault.REFUSAL, Fault.UNKNOWN_MODEL}
+"""End the question without an answer."""
+SERVED = {*ANSWERED, Fault.REFUSAL, Fault.CUT_BODY, Fault.CUT_JSON}
+"""Take the server as long as an answer."""
 
 
 class FixedLimit(AdaptiveLimit):
@@ -53,20 +71,45 @@ async def ask_all(chat: OpenAIChat, questions: int) -> list[ChatReply]:
     return replies
 
 
-def measure(arguments: argparse.Namespace, script: Script, fixed: int | None) -> tuple[float, Counter[str], int]:
-    """Answers per second, the reasons of the others, and the calls that the server refused for lack of room."""
+@dataclass(frozen=True)
+class Rates:
+    """What one run came to, per second: see the module's contract. `refused`: calls without room at the server."""
+
+    answers: float
+    ended: float
+    served: float
+    refused: int
+    lost: Counter[str]
+
+
+def ceilings(share: float) -> tuple[float, float]:
+    """Answers, and ended questions, that a server at full use gives while `share` of its calls end in FAULTS, to one
+    without faults."""
+    each = share / len(FAULTS)
+    served = 1 - share + len(SERVED) * each
+    answered = 1 - share + len(ANSWERED) * each
+    return answered / served, (answered + len(FINAL) * each) / served
+
+
+def measure(arguments: argparse.Namespace, script: Script, fixed: int | None) -> Rates:
+    """Ask all questions once."""
     with OpenAIServer(script, arguments.latency, arguments.capacity) as server:
         chat = client(server, fixed)
         started = time.perf_counter()
         replies = asyncio.run(ask_all(chat, arguments.questions))
         took = time.perf_counter() - started
-        reasons = Counter(reply.reason for reply in replies if reply.reason)
-        return sum(reply.text is not None for reply in replies) / took, reasons, server.refused
+        return Rates(
+            answers=sum(reply.text is not None for reply in replies) / took,
+            ended=len(replies) / took,
+            served=server.served / took,
+            refused=server.refused,
+            lost=Counter(reply.reason for reply in replies if reply.reason),
+        )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--latency", type=float, default=2.0, help="seconds that the server takes for a call")
     parser.add_argument("--capacity", type=int, default=32, help="calls that the server bears at once")
@@ -75,26 +118,25 @@ def main() -> None:
     arguments = parser.parse_args()
     healthy = always(Fault.NONE)
     measure(argparse.Namespace(**{**vars(arguments), "questions": 20}), healthy, None)  # imports and caches
-    ratios, fixed_rates = [], []
+    ratios: dict[str, list[float]] = {}
     for repetition in range(arguments.repetitions):
-        fixed, lost_fixed, _ = measure(arguments, healthy, arguments.capacity)
-        adaptive, lost, refused = measure(arguments, healthy, None)
-        ratios.append(adaptive / fixed)
-        fixed_rates.append(fixed)
-        print(
-            f"{repetition}: adaptive {adaptive:.1f}/s, fixed {fixed:.1f}/s, ratio {ratios[-1]:.3f}; "
-            f"refused for lack of room {refused}, lost {dict(lost)} and {dict(lost_fixed)}",
-            flush=True,
-        )
-    print(f"ratio: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
-    for repetition in range(arguments.repetitions):
-        rate, lost, refused = measure(arguments, at_random(arguments.faults, FAULTS, seed=repetition), None)
-        print(
-            f"{arguments.faults:.0%} faults, {repetition}: {rate:.1f} answers/s, "
-            f"{rate / statistics.median(fixed_rates):.3f} of fixed and healthy; refused for lack of room {refused}, "
-            f"lost {dict(lost)}",
-            flush=True,
-        )
+        fixed = measure(arguments, healthy, arguments.capacity)
+        print(f"{repetition}: fixed, healthy: {fixed.answers:.1f} answers/s; lost {dict(fixed.lost)}", flush=True)
+        faulty = at_random(arguments.faults, FAULTS, seed=repetition)
+        for name, script in (("healthy", healthy), (f"{arguments.faults:.0%} faults", faulty)):
+            run = measure(arguments, script, None)
+            found = {kind: getattr(run, kind) / getattr(fixed, kind) for kind in ("answers", "ended", "served")}
+            for kind, ratio in found.items():
+                ratios.setdefault(f"{name}, {kind}", []).append(ratio)
+            shown = ", ".join(f"{kind} {ratio:.3f}" for kind, ratio in found.items())
+            print(
+                f"{repetition}: adaptive, {name}: {shown} of that; no room {run.refused}, lost {dict(run.lost)}",
+                flush=True,
+            )
+    for name, values in ratios.items():
+        print(f"{name}: median {statistics.median(values):.3f}, from {min(values):.3f} to {max(values):.3f}")
+    answers, ended = ceilings(arguments.faults)
+    print(f"at full use of the server under {arguments.faults:.0%} faults: answers {answers:.3f}, ended {ended:.3f}")
 
 
 if __name__ == "__main__":

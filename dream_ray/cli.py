@@ -177,10 +177,11 @@ def calibrate(
 def report(
     run_dir: Annotated[str, typer.Argument(help="Of a run, finished or not: a folder, s3:// or gs://.")],
 ) -> None:
-    """Write the report of a run anew: report.html, metrics.json, metrics.csv and model_card.md in its directory.
+    """Write the report of a run anew: report.html, model_card.md and the numbers as JSON and CSV, in its directory.
 
     Needs no cluster and no model. Example: dream-ray report runs/local
     """
+    from dream_ray.evaluate.benchmark_table import render_benchmarks
     from dream_ray.evaluate.table import render_table
     from dream_ray.pipeline.reporting import write_report
 
@@ -189,9 +190,11 @@ def report(
         (data,) = written.runs.values()
         console = make_console()
         console.print(render_table(data.metrics))
+        console.print(render_benchmarks(data.metrics, data.comparisons))
         for row in data.rounds:
             console.print(f"round {row.number}: {row.reason}", highlight=False)
-        console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
+        if data.aligns:
+            console.print(f"policy that stands: {data.standing or 'none was evaluated yet'}", highlight=False)
         print_page("report", written.uri, written.size)
 
 

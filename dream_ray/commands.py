@@ -116,7 +116,7 @@ def evaluate_policies(
 
     try:
         with attempt(RunStore(target), plan.config), connected(plan.config):
-            measured, path = evaluation.carry_out(plan, target)
+            measured, page = evaluation.carry_out(plan, target)
     except ConfigError as error:
         complain(error)
         return UNUSABLE
@@ -134,7 +134,7 @@ def evaluate_policies(
     console = make_console()
     console.print(render_benchmarks(measured.metrics, measured.comparisons))
     console.print(f"judge: {evaluation.judge_name(plan.config)}", highlight=False)
-    console.print(f"numbers: {path}", soft_wrap=True, highlight=False)
+    print_page("report", page.uri, page.size)
     return OK
 
 

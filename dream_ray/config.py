@@ -173,6 +173,8 @@ class OpenAIConfig(ModelChatConfig):
     """Most requests in flight per actor; how many there are follows what the endpoint bears."""
     max_retry_ratio: float = Field(default=0.5, ge=0)
     """Retries a stage may spend per question asked; an endpoint that needs more is down, and the rows fail at once."""
+    silent_deadlines: int = Field(default=3, ge=1)
+    """So many deadlines, one after the other and without a single answer, end a stage; the same command resumes it."""
     price: PriceConfig = PriceConfig()
 
 
@@ -324,8 +326,9 @@ class JudgeConfig(Section):
     autoscale: tuple[int, int] | None = None
     """Least and most replicas; how many there are follows the load. A least of 0 lets go of the last one when idle.
     Unset: `replicas`, always."""
-    timeout_s: float = Field(default=60, gt=0)
-    """Deadline of one scoring request."""
+    timeout_s: float = Field(default=600, gt=0)
+    """Deadline of one scoring request. At least `chat.timeout_s`: a request that is given up while its judge's endpoint is
+    still at work is sent again, and may be paid again."""
     attempts: int = Field(default=6, ge=1)
     """Tries of a scoring request before its rows go to the errors table. The pauses between six last about 15 s: long
     enough for Serve to see that a replica or its proxy has died and to start another."""
@@ -358,6 +361,12 @@ class JudgeConfig(Section):
     def _check(self) -> Self:
         if self.autoscale is not None:
             _check_range(self.autoscale)
+        if isinstance(self.chat, OpenAIConfig) and self.timeout_s < self.chat.timeout_s:
+            raise ValueError(
+                f"judge.timeout_s = {self.timeout_s:g} gives a scoring request less time than its judge has for one question "
+                f"(judge.chat.timeout_s = {self.chat.timeout_s:g}), so slow answers would be asked and paid for again; raise "
+                "the first, best to several times the second, or lower the second"
+            )
         if not self.on_loopback and not self.token_env:
             raise ValueError(
                 f"the host {self.host!r} is reached from other machines, and without a token anybody there could spend "

@@ -9,17 +9,36 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a uri and the path on it; a relative local path is made absolute."""
-    if "://" in uri:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    """The filesystem of a uri and the path on it; a relative local path is made absolute.
+
+    Behind the bucket or host a path is what is written there, spaces, "#" and "%" included: names of objects are no urls.
+    So no options stand behind a "?"; the environment has them (AWS_ENDPOINT_URL, AWS_REGION).
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    place, _, path = rest.partition("/")
+    if scheme == "file":
+        return pafs.LocalFileSystem(), os.path.abspath(f"/{path}")
+    filesystem, root = filesystem_of(f"{scheme}://{place}")
+    return filesystem, "/".join([root.rstrip("/"), path.rstrip("/")]) if path else root
+
+
+@cache
+def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a bucket or host ("s3://bucket") and the path of its root.
+
+    Kept for the life of the process: a client of its own for every file would open, and greet on, a connection for each.
+    """
+    filesystem, root = pafs.FileSystem.from_uri(place)
+    return filesystem, root
 
 
 def join(uri: str, *parts: str) -> str:
@@ -28,8 +47,9 @@ def join(uri: str, *parts: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """True where plain file functions reach the uri."""
-    return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
+    """True where plain file functions reach the uri. Asks nobody."""
+    scheme, separator, _ = uri.partition("://")
+    return not separator or scheme == "file"
 
 
 def exists(uri: str) -> bool:
@@ -53,7 +73,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     if limit is not None and info.size > limit:
         raise ValueError(f"{uri} has {info.size} bytes, over the limit of {limit}.")
     with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+        # With its size: an object store would otherwise be asked for every quarter of a megabyte.
+        return bytes(stream.read(info.size))
 
 
 def read_chunks(uri: str, size: int = 1 << 20) -> Iterator[bytes]:

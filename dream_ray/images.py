@@ -31,6 +31,9 @@ Pillow calls a phone's JPEG with a second picture behind the first; every decode
 JPEG_QUALITY = 95
 """Of a JPEG that has to be written again (CMYK, or turned by its EXIF tag): as PNG a photo would grow tenfold."""
 
+_PNG_DEPTH = 24
+"""Where a PNG says how many bits a channel has. Pillow calls 16-bit colours "RGB" and keeps the upper half of each."""
+
 PLACEHOLDER_SIZE = 256
 """Width and height in pixels of the grey picture that stands in for a missing one."""
 
@@ -94,7 +97,8 @@ def _decode(content: bytes, limits: ImageConfig) -> tuple[Image.Image, str, bool
         if form != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise BadImage("image_animated", "more than one frame; bring the frame that is meant")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-        plain = form in KEPT and image.mode in ("RGB", "L") and "transparency" not in image.info and not turned
+        plain = form in KEPT and image.mode in ("RGB", "L") and "transparency" not in image.info
+        plain = plain and not turned and not (form == "PNG" and content[_PNG_DEPTH] > 8)
         image.load()
         return _rgb(ImageOps.exif_transpose(image) if turned else image), form, plain
     except UnidentifiedImageError:

@@ -15,9 +15,14 @@ class ScriptedChat:
     script: Script
     requests: list[ChatRequest] = field(default_factory=list)
     name: str = "scripted"
+    broken: bool = False
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         earlier = sum(past.task == request.task and past.fields == request.fields for past in self.requests)
         self.requests.append(request)
         answer = self.script(request, earlier)
         return answer if isinstance(answer, ChatReply) else ChatReply(answer, prompt_tokens=10, completion_tokens=2)
+
+    def check_alive(self) -> None:
+        if self.broken:
+            raise RuntimeError("the scripted model is broken")

@@ -53,6 +53,11 @@ def test_base_file_lies_underneath(tmp_path: Path) -> None:
             ],
             ["judge.serve_model", "without a token"],
         ),
+        (
+            MINIMAL,
+            ["judge={timeout_s: 60, chat: {backend: openai, model: m}}"],
+            ["judge.timeout_s = 60", "judge.chat.timeout_s = 180", "paid for again"],
+        ),
         (MINIMAL, ["rollout.k=many"], ["rollout.k", "'many'"]),
         (MINIMAL, ["rollout"], ["rollout", "key=value"]),
         ("name: a\n", [], ["student", "required"]),

@@ -1,82 +1,88 @@
-"""A storage that fails while a file is written: nothing half is seen, nothing is left, and the error says what to do."""
+"""Files on a disk and on an object store: the same calls, the same results."""
 
-import errno
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
-import ray.exceptions
 
 from dream_ray import files
+from tests.object_store import PAGE, ObjectStore, object_store
 
-
-class FailsHalfWay(pafs.LocalFileSystem):
-    """A local filesystem whose streams write half of what they are given, then raise; `move` may fail as well."""
-
-    number = errno.ENOSPC
-    at = "write"
-
-    def open_output_stream(self, path: str, *arguments: Any, **named: Any) -> Any:
-        stream = super().open_output_stream(path, *arguments, **named)
-        return stream if self.at != "write" else _Torn(stream, self.number)
-
-    def move(self, source: str, target: str) -> None:
-        if self.at == "move":
-            raise OSError(self.number, "the storage went away")
-        super().move(source, target)
-
-
-class _Torn:
-    def __init__(self, stream: Any, number: int):
-        self._stream, self._number = stream, number
-
-    def __enter__(self) -> "_Torn":
-        return self
-
-    def __exit__(self, *arguments: object) -> None:
-        self._stream.close()
-
-    def write(self, content: bytes) -> None:
-        self._stream.write(content[: len(content) // 2])
-        raise OSError(self._number, "No space left on device")
+NAMES = ("a photo.png", "half #1.png", "100%25.png", "what?.png", "ümläut.png", "plain+plus.png")
+"""Names that files have and that no url could hold as they are."""
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Makes every file that is written from now on fail, at its content or at its move."""
-
-    def fail(at: str, number: int) -> None:
-        monkeypatch.setattr(FailsHalfWay, "at", at)
-        monkeypatch.setattr(FailsHalfWay, "number", number)
-        monkeypatch.setattr(files.pafs, "LocalFileSystem", FailsHalfWay)
-
-    return fail
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    with object_store(monkeypatch) as running:
+        yield running
 
 
-@pytest.mark.parametrize("at", ["write", "move"])
-def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_else(
-    tmp_path: Path, failing: Callable[[str, int], None], at: str
-) -> None:
-    uri = str(tmp_path / "folder" / "file.json")
-    files.write_atomic(uri, b"earlier")
-    failing(at, errno.ENOSPC)
-    with pytest.raises(OSError, match=r"No space left|went away"):
-        files.write_atomic(uri, b"this is longer than there is room for")
-    assert {path.name: path.read_bytes() for path in Path(uri).parent.iterdir()} == {"file.json": b"earlier"}
+@pytest.fixture(params=["disk", "file uri", "object store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder's uri."""
+    if request.param != "object store":
+        return str(tmp_path) if request.param == "disk" else f"file://{tmp_path}"
+    request.getfixturevalue("store")
+    return "s3://bucket/run"
 
 
-def test_a_full_disk_and_a_refused_one_are_told_apart() -> None:
-    full = files.explain(OSError(errno.ENOSPC, "No space left on device", "/run/data"))
-    assert all(words in full for words in ("no room left", "/run/data", "same command again"))
-    refused = files.explain(PermissionError(errno.EACCES, "Permission denied", "/run/data"))
-    assert "Permission denied" in refused
-    assert "no room" not in refused
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_written_is_read_back_whatever_it_is_called(folder: str, name: str) -> None:
+    uri = files.join(folder, "deep", name)
+    assert not files.exists(uri)
+    files.write_atomic(uri, b"first")
+    files.write_atomic(uri, b"content")
+    assert files.read_bytes(uri) == b"content"
+    assert b"".join(files.read_chunks(uri, size=3)) == b"content"
+    assert [path.rsplit("/", 1)[-1] for path in files.list_files(files.join(folder, "deep"))] == [name]
+    assert (files.is_file(uri), files.is_file(files.join(folder, "deep"))) == (True, False)
+    files.delete_file(uri)
+    files.delete_file(uri)
+    assert not files.exists(uri)
 
 
-def test_deadlines_and_connections_are_no_storage_errors() -> None:
-    assert files.is_of_storage(FileNotFoundError())
-    assert not files.is_of_storage(ray.exceptions.GetTimeoutError())
-    assert not files.is_of_storage(ConnectionResetError())
-    assert not files.is_of_storage(ValueError())
+def test_a_folder_is_listed_page_by_page(folder: str) -> None:
+    many = [f"{number:02d}.parquet" for number in range(3 * PAGE + 1)]
+    for name in (*many, "notes.txt", "below/one.parquet"):
+        files.write_atomic(files.join(folder, name), b"x")
+    assert [path.rsplit("/", 1)[-1] for path in files.list_files(folder, ".parquet")] == many
+    assert files.list_folders(folder) == ["below"]
+    assert len(files.list_tree(folder)) == len(many) + 2
+    assert files.list_files(files.join(folder, "nowhere")) == []
+    files.delete_folder(folder)
+    assert files.list_tree(folder) == []
+
+
+def test_a_limit_is_kept_and_what_is_absent_is_said_to_be(folder: str) -> None:
+    uri = files.join(folder, "a.bin")
+    with pytest.raises(FileNotFoundError):
+        files.read_bytes(uri)
+    files.write_atomic(uri, b"12345")
+    assert files.read_bytes(uri, limit=5) == b"12345"
+    with pytest.raises(ValueError, match="5 bytes, over the limit of 4"):
+        files.read_bytes(uri, limit=4)
+    with pytest.raises(FileNotFoundError):
+        files.read_bytes(folder)
+
+
+def test_a_file_is_one_question_and_all_files_share_a_connection(store: ObjectStore) -> None:
+    for number in range(20):
+        store.objects[f"bucket/{number}"] = bytes(3_000_000)
+    assert all(len(files.read_bytes(f"s3://bucket/{number}")) == 3_000_000 for number in range(20))
+    assert store.requests["GET object"] == 20
+    assert store.connections == 1
+
+
+def test_what_may_not_be_read_is_neither_absent_nor_empty(store: ObjectStore) -> None:
+    store.objects["bucket/a"] = b"x"
+    store.forbidden.add("bucket/a")
+    with pytest.raises(OSError, match="ACCESS_DENIED") as error:
+        files.read_bytes("s3://bucket/a")
+    assert not isinstance(error.value, FileNotFoundError)
+
+
+def test_a_remote_uri_is_known_without_asking_anybody() -> None:
+    assert not files.is_local("s3://no-such-bucket/a")
+    assert files.is_local("file:///a")
+    assert files.is_local("a/b")

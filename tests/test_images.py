@@ -45,15 +45,19 @@ def with_orientation(tag: int) -> bytes:
     return encoded(halves(size=(32, 16)), "JPEG", exif=exif, quality=95, subsampling=0)
 
 
-def grey16(value: int) -> bytes:
-    """A 2x2 PNG of 16-bit grey, written by hand: Pillow's own writer is not what is under test."""
+def png16(colour_type: int, *pixels: tuple[int, ...]) -> bytes:
+    """A PNG of 16 bits a channel, one row twice, written by hand: Pillow's own writer is not what is under test."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    rows = (b"\0" + struct.pack(">HH", value, value)) * 2
-    header = struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0)
+    rows = (b"\0" + b"".join(struct.pack(f">{len(pixel)}H", *pixel) for pixel in pixels)) * 2
+    header = struct.pack(">IIBBBBB", len(pixels), 2, 16, colour_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def grey16(value: int) -> bytes:
+    return png16(0, (value,), (value,))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +84,16 @@ def test_plain_images_are_stored_as_they_came(content: bytes) -> None:
         (encoded(halves(), "BMP"), RED, BLUE),
         (encoded(halves("P"), "GIF"), RED, BLUE),
         (grey16(0x8000), (128, 128, 128), (128, 128, 128)),
+        (png16(2, (0xDC1E, 0x1E14, 0x28FF), (0x14AA, 0x28FF, 0xC800)), RED, BLUE),
     ],
-    ids=["cmyk", "palette", "bmp", "gif of one frame", "16-bit grey"],
+    ids=["cmyk", "palette", "bmp", "gif of one frame", "16-bit grey", "16-bit colours"],
 )
 def test_odd_images_get_the_right_pixels(
     content: bytes, left: tuple[int, int, int], right: tuple[int, int, int]
 ) -> None:
     stored, pixels = storable(content, LIMITS)
+    assert stored != content
+    assert storable(stored, LIMITS)[0] == stored
     for image in (pixels, plain_decoder(stored), decode(stored, LIMITS)):
         assert near(image.getpixel((0, 0)), left, 40)
         assert near(image.getpixel((image.width - 1, image.height - 1)), right, 40)

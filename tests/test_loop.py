@@ -191,7 +191,11 @@ def check_outputs(target: Path) -> None:
     assert {row["rollout_id"] for row in rollouts} == {row["rollout_id"] for row in judged}
     measured = list(target.glob("stages/*/benchmarks/xstest/metrics/*/manifest.json"))
     assert {path.relative_to(target / "stages").parts[0] for path in measured} >= {"base", "policy-0"}
+    changes = json.loads((target / "metrics.json").read_text())["comparisons"]
+    assert ("base", "policy-0") in {(row["before"], row["after"]) for row in changes}
     page = (target / "report.html").read_text()
+    assert page.count('<svg class="change') == sum(row["difference"]["n"] > 0 for row in changes)
+    assert "benchmark: xstest" in page
     assert "rules" in page
     assert "policy-1" in page
     assert json.loads((target / "policy.json").read_text())["name"] in ("policy-0", "policy-1")

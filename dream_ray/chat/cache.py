@@ -177,6 +177,10 @@ class CachedChat:
         # Shielded: a caller that gives up loses its own wait, not the reply that others wait for and that is paid for.
         return await asyncio.shield(task)
 
+    def check_alive(self) -> None:
+        """Raise what the model itself raises."""
+        self._chat.check_alive()
+
     async def _fetch(self, key: str, request: ChatRequest) -> ChatReply:
         reply = await self.cache.find(key)
         if reply is None:

@@ -1,13 +1,16 @@
 """How many calls an endpoint gets at once, and how many retries it is worth.
 
-Contract: `AdaptiveLimit` and `RetryBudget` are pure state machines: they own no task, no client and no clock; whoever makes
-the calls tells them how each one ended and when. `Gate` is the thin asynchronous door in front of the calls.
+Contract: `AdaptiveLimit`, `RetryBudget` and `Silence` are pure state machines: they own no task, no client and no clock;
+whoever makes the calls tells them how each one ended and when. `Gate` is the thin asynchronous door in front of the calls.
 
 The limit follows TCP (RFC 5681): slow start doubles it with each window of outcomes until the endpoint pushes back, after
-that it climbs by a tenth, and strain lowers it by the share of calls that came to nothing (as DCTCP does, RFC 8257: what
-is left is what the endpoint served), at most by half and at most once per window. A stray error is no strain: only where
-more than `TOLERATED` of a window fails has load to be the cause, and a fault at random would otherwise push the limit
-to 1.
+that it climbs by a tenth, and overload lowers it by the share of calls that came to nothing (as DCTCP does, RFC 8257: what
+is left is what the endpoint served), at most by half and at most once per window.
+
+What overload is: calls that the endpoint refuses by its own word, as AWS's SDKs and Netflix's concurrency-limits have it. A
+call that broke (500, time-out, broken connection) says less: a lower limit is tried, and taken back where the share of
+broken calls does not fall with it, for then load is not their cause. Of either kind up to `TOLERATED` of a window is let
+pass.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ import heapq
 import math
 import time
 from collections import deque
+from dataclasses import dataclass
 
 START = 16
 """Calls in flight before anything is known of the endpoint."""
@@ -23,22 +27,34 @@ MIN_WINDOW = 16
 """Outcomes of the smallest window; a window is about one call per slot."""
 
 TOLERATED = 0.2
-"""Share of strained calls in a window that is not laid to our load."""
+"""Share of refused, and of broken calls in a window that is not laid to our load."""
+
+DOWN = 0.5
+"""An endpoint that breaks this share of the calls is down: more of them at once serve nobody, whatever the cause."""
 
 CLIMB = 0.1
 """Growth per clear window once slow start is over."""
 
 MARGIN = 0.05
-"""Share of strained calls that a decrease leaves: an endpoint that is never refused is not used to the full."""
+"""Share of refused calls that a decrease leaves: an endpoint that is never refused is not used to the full."""
 
 PLATEAU = 4
 """Windows between a decrease and the next climb, so that the endpoint's bound is not run into all the time."""
 
 RECENT = 16
-"""Outcomes that say whether an endpoint that asks for a pause is refusing everybody."""
+"""Outcomes that say whether an endpoint fails everybody."""
 
 SERVICE_WEIGHT = 0.1
 """Weight of the newest answered call in the mean service time."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What held before the limit was lowered for a share of broken calls."""
+
+    limit: float
+    threshold: float
+    share: float
 
 
 class AdaptiveLimit:
@@ -48,9 +64,11 @@ class AdaptiveLimit:
         self._maximum = float(maximum)
         self._limit = min(float(START), self._maximum)
         self._threshold = self._maximum
-        self._count = self._strained = self._plateau = 0
+        self._count = self._refused = self._broken = self._plateau = 0
         self._in_decrease = False
         self._lowered_at = float("-inf")
+        self._tried: _Trial | None = None
+        self._unrelieved = 0.0
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self.held_until = float("-inf")
         """No new call before this."""
@@ -63,35 +81,58 @@ class AdaptiveLimit:
         return max(1, round(self._limit))
 
     def answered(self, started: float, now: float) -> None:
-        """A call came back with an answer, or with an error that no load causes."""
+        """A call came back with an answer."""
         took = now - started
         self.service_s = took if not self.service_s else self.service_s + SERVICE_WEIGHT * (took - self.service_s)
-        self._count_in(False, started, now)
+        self.failed(started, now)
 
-    def strained(self, started: float, now: float, retry_after: float | None = None) -> None:
-        """A call failed as calls to an overloaded endpoint do: 429, 5xx, time-out, broken connection.
+    def failed(self, started: float, now: float) -> None:
+        """A call ended without an answer in a way that no load causes, such as 404."""
+        self._recent.append(False)
+        self._count_in(started, now)
+
+    def refused(self, started: float, now: float, retry_after: float | None = None) -> float:
+        """The endpoint said that it is overloaded. Returns how long the slot is to rest.
 
         `retry_after` are the seconds that the endpoint asked to be left alone. They hold back all new calls where it
-        refuses at least as much as it answers; else the caller alone waits.
+        fails at least as many as it answers; else the caller alone waits.
         """
-        self._count_in(True, started, now)
-        if retry_after is not None and 2 * sum(self._recent) >= len(self._recent):
+        self._recent.append(True)
+        self._count_in(started, now, refused=1)
+        if retry_after is not None and self._fails_most():
             self.held_until = max(self.held_until, now + retry_after)
+        # Refusals come quicker than answers: without a rest one slot would send more of them than answers.
+        return self.service_s - (now - started)
 
-    def _count_in(self, failed: bool, started: float, now: float) -> None:
-        self._recent.append(failed)
+    def broke(self, started: float, now: float) -> float:
+        """A call came to nothing, with or without load: 500, time-out, broken connection. Returns how long the slot is
+        to rest."""
+        self._recent.append(True)
+        self._count_in(started, now, broken=1)
+        return self.service_s - (now - started) if self._fails_most() else 0.0
+
+    def _fails_most(self) -> bool:
+        return 2 * sum(self._recent) >= len(self._recent)
+
+    def _count_in(self, started: float, now: float, refused: int = 0, broken: int = 0) -> None:
         # What was sent under the higher limit says nothing about the lower one.
         if started < self._lowered_at:
             return
         self._count += 1
-        self._strained += failed
+        self._refused += refused
+        self._broken += broken
         if self._count < max(MIN_WINDOW, self._limit):
             return
-        count, share = self._count, self._strained / self._count
-        self._count = self._strained = 0
         # One standard deviation more: few outcomes pass the bound by chance.
-        if share > TOLERATED + math.sqrt(TOLERATED * (1 - TOLERATED) / count):
-            self._lower(share, now)
+        bound = TOLERATED + math.sqrt(TOLERATED * (1 - TOLERATED) / self._count)
+        refused_share, broken_share = self._refused / self._count, self._broken / self._count
+        self._count = self._refused = self._broken = 0
+        self._judge_trial(broken_share)
+        if refused_share > bound:
+            self._lower(refused_share, now)
+        elif broken_share - self._unrelieved > bound:
+            self._tried = _Trial(self._limit, self._threshold, broken_share)
+            self._lower(broken_share, now)
         elif self._plateau:
             self._plateau -= 1
             self._in_decrease = False
@@ -99,6 +140,18 @@ class AdaptiveLimit:
             self._in_decrease = False
             doubled_to = min(2 * self._limit, self._threshold)
             self._limit = min(max(doubled_to, self._limit + max(1.0, CLIMB * self._limit)), self._maximum)
+
+    def _judge_trial(self, share: float) -> None:
+        """Where this is the first window under a limit that was lowered for broken calls: did it help?"""
+        self._unrelieved = min(self._unrelieved, (self._unrelieved + share) / 2)
+        trial, self._tried = self._tried, None
+        if trial is None:
+            return
+        # An overloaded endpoint goes on serving as many as before, so that of fewer calls fewer break.
+        relieved = max(0.0, 1 - (1 - trial.share) * trial.limit / self._limit)
+        if (trial.share + relieved) / 2 < share < DOWN:
+            self._limit, self._threshold, self._unrelieved = trial.limit, trial.threshold, share
+            self._plateau = 0
 
     def _lower(self, share: float, now: float) -> None:
         # One crisis takes several decreases; slow start is to lead back to where the first of them began.
@@ -114,10 +167,11 @@ class RetryBudget:
     """Retries as a share of the questions asked, as Finagle's and gRPC's retry throttling have it.
 
     Each question pays in `ratio`, each retry takes out 1. The account starts as if `AT_START` questions had been asked and
-    holds what `AT_MOST` pay in, so that a long good time does not pay for hammering an endpoint that then goes down.
+    holds what `AT_MOST` pay in, so that a long good time does not pay for hammering an endpoint that then goes down. The
+    start pays for the calls that slow start has refused when it finds the endpoint's bound.
     """
 
-    AT_START = 20
+    AT_START = 64
     AT_MOST = 200
 
     def __init__(self, ratio: float):
@@ -134,6 +188,37 @@ class RetryBudget:
             return False
         self._balance -= 1
         return True
+
+
+class Silence:
+    """Whether an endpoint lets every question run into its deadline, so that each would cost a whole one for nothing.
+
+    `most` deadlines that pass one after the other without a single answer make it silent for `pause_s`, after which it is
+    asked again. Questions that wait at the same time count as one: a pause of the endpoint ends them all. As with the limit,
+    times are seconds on any one clock.
+    """
+
+    def __init__(self, most: int, pause_s: float):
+        self._most, self._pause_s = most, pause_s
+        self._deadlines = 0
+        self._counted_at = self._until = float("-inf")
+
+    def lasts(self, now: float) -> bool:
+        """True where nothing is to be asked."""
+        return now < self._until
+
+    def broken(self) -> None:
+        """An answer came."""
+        self._deadlines, self._until = 0, float("-inf")
+
+    def timed_out(self, asked: float, now: float) -> None:
+        """A question that was first asked at `asked` got no answer until its deadline."""
+        if asked < self._counted_at:
+            return
+        self._counted_at = now
+        self._deadlines += 1
+        if self._deadlines >= self._most:
+            self._until = now + self._pause_s
 
 
 class HeldBack(Exception):

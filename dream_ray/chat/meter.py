@@ -60,3 +60,7 @@ class MeteredChat:
             cost = cost_usd(self._price, reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
             await self._meter.paid(cost)
         return reply
+
+    def check_alive(self) -> None:
+        """Raise what the model itself raises."""
+        self._chat.check_alive()

@@ -3,7 +3,8 @@
 Contract: `OpenAIChat.ask` answers with the model's text, or with None and a reason, within `timeout_s` of the moment in which
 the question was first let through; it never raises for what an endpoint does. Calls that 408, 409, 429, 5xx, a broken
 connection or half a reply ended are made again, as long as the deadline and the retry budget allow; a reply that came
-whole is never asked for again. All other errors end the question at once. How many calls are in flight follows what the
+whole is never asked for again. All other errors end the question at once. Of an endpoint that answers nothing for several
+deadlines on end, questions get the reason "endpoint_silent" and no call. How many calls are in flight follows what the
 endpoint bears (concurrency.py). Neither the key nor a prompt enters a log or an error.
 """
 
@@ -15,16 +16,17 @@ import random
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from typing import Any, NoReturn
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 
-from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, RetryBudget
+from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
 from dream_ray.chat.encode import data_uri
 from dream_ray.chat.forms import dialogue, form_of
-from dream_ray.chat.protocol import ChatReply, ChatRequest
+from dream_ray.chat.protocol import ENDPOINT_SILENT, ChatReply, ChatRequest
 from dream_ray.config import ConfigError, OpenAIConfig
 from dream_ray.images import BadImage
 from dream_ray.prompts import Templates
@@ -32,25 +34,38 @@ from dream_ray.prompts import Templates
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 """A retry waits a random time between 0 and FIRST_BACKOFF_S * 2 ** earlier retries, at most the longest (full jitter)."""
 
+REFUSALS = (429, 503, 529)
+"""Statuses by which an endpoint, or a proxy before it, says that it has too much to do; 529 is Anthropic's."""
+
+HUNG = ("timeout", "http_504")
+"""Reasons of questions that got no answer in time: ours or a gateway's."""
+
 DETAIL_CHARS = 300
 """How much of an endpoint's message an error keeps; some quote the whole request."""
 
 logger = logging.getLogger(__name__)
 
 
+class Load(Enum):
+    """What the end of a call says of the load on the endpoint."""
+
+    NO_CAUSE = "no load ends a call so"
+    REFUSED = "the endpoint says that it is overloaded"
+    BROKE = "load may have ended it so, or something else"
+
+
 @dataclass(frozen=True)
 class _Failure:
     """How a call ended without an answer.
 
-    `again`: a retry may help. `conceded`: the next call asks for less, and is no retry. `strain`: so end calls to an
-    overloaded endpoint.
+    `again`: a retry may help. `conceded`: the next call asks for less, and is no retry. `load`: what it says of our load.
     """
 
     reason: str
     detail: str
     again: bool = False
     conceded: bool = False
-    strain: bool = False
+    load: Load = Load.NO_CAUSE
     retry_after: float | None = None
 
 
@@ -74,6 +89,7 @@ class OpenAIChat:
         self._limit = AdaptiveLimit(config.max_concurrency)
         self._gate = Gate(self._limit, config.timeout_s)
         self._budget = RetryBudget(config.max_retry_ratio)
+        self._silence = Silence(config.silent_deadlines, config.timeout_s)
         self._structured = config.structured
         self._length_name = "max_tokens"
         self._other_model: str | None = None
@@ -91,10 +107,15 @@ class OpenAIChat:
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """The model's answer, or None and the reason; several at once are meant to be asked."""
+        if self._silence.lasts(time.monotonic()):
+            return self._unasked()
         try:
             await self._gate.enter()
         except HeldBack as error:
             return ChatReply(None, "held_back", f"{error}; timeout_s is {self._config.timeout_s:g}", attempts=0)
+        if self._silence.lasts(time.monotonic()):
+            self._gate.leave()
+            return self._unasked()
         self._budget.asked()
         deadline = time.monotonic() + self._config.timeout_s
         try:
@@ -107,6 +128,9 @@ class OpenAIChat:
             raise
         return await self._try(request, messages, deadline)
 
+    def check_alive(self) -> None:
+        """A client outlives what its endpoint does."""
+
     async def _try(self, request: ChatRequest, messages: list[dict[str, Any]], deadline: float) -> ChatReply:
         """Call until there is an answer or no sense in another call. A slot of the gate is held at the start."""
         attempts = retries = 0
@@ -114,6 +138,7 @@ class OpenAIChat:
             attempts += 1
             outcome = await self._call(self._arguments(request, messages), deadline)
             if isinstance(outcome, ChatCompletion):
+                self._silence.broken()
                 return _reply(outcome, attempts)
             if outcome.again:
                 wait = random.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**retries))
@@ -126,8 +151,20 @@ class OpenAIChat:
                 await asyncio.sleep(wait)
                 obstacle = await self._enter_again(deadline)
             if obstacle:
+                if outcome.reason in HUNG:
+                    self._silence.timed_out(deadline - self._config.timeout_s, time.monotonic())
                 detail = f"{outcome.detail}; {obstacle}" if outcome.again else outcome.detail
                 return ChatReply(None, outcome.reason, detail, attempts=attempts)
+
+    def _unasked(self) -> ChatReply:
+        config = self._config
+        return ChatReply(
+            None,
+            ENDPOINT_SILENT,
+            f"{config.base_url} (model {config.model}) let {config.silent_deadlines} deadlines of {config.timeout_s:g} s, one "
+            "after the other, pass without an answer to any question (timeout_s, silent_deadlines), so no more are asked",
+            attempts=0,
+        )
 
     def _obstacle(self, wait: float, deadline: float) -> str:
         """Why there is no retry after `wait` seconds, or nothing; it is paid for then."""
@@ -155,12 +192,15 @@ class OpenAIChat:
         try:
             outcome = await self._send(arguments, deadline)
             now = time.monotonic()
-            if isinstance(outcome, _Failure) and outcome.strain:
-                self._limit.strained(started, now, outcome.retry_after)
-                # Refusals come quicker than answers: without a rest one slot would send more of them than answers.
-                rest = self._limit.service_s - (now - started)
-            else:
-                self._limit.answered(started, now)
+            match outcome:
+                case _Failure(load=Load.REFUSED):
+                    rest = self._limit.refused(started, now, outcome.retry_after)
+                case _Failure(load=Load.BROKE):
+                    rest = self._limit.broke(started, now)
+                case _Failure():
+                    self._limit.failed(started, now)
+                case _:
+                    self._limit.answered(started, now)
             return outcome
         finally:
             self._gate.leave(rest)
@@ -170,12 +210,12 @@ class OpenAIChat:
             async with asyncio.timeout(deadline - time.monotonic()):
                 completion: ChatCompletion = await self._client.chat.completions.create(**arguments)
         except (TimeoutError, openai.APITimeoutError):
-            return _Failure("timeout", f"no reply within timeout_s ({self._config.timeout_s:g})", strain=True)
+            return _Failure("timeout", f"no reply within timeout_s ({self._config.timeout_s:g})", load=Load.BROKE)
         except openai.APIStatusError as error:
             return self._status_failure(error, arguments)
         except openai.APIConnectionError as error:
             cause = type(error.__cause__ or error).__name__
-            return _Failure("connection_failed", cause, again=True, strain=True)
+            return _Failure("connection_failed", cause, again=True, load=Load.BROKE)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the package lets the decoder's own errors through
             return _Failure("reply_malformed", f"the endpoint's reply is no JSON: {_short(error)}", again=True)
         if not _is_completion(completion):
@@ -190,10 +230,10 @@ class OpenAIChat:
             return _Failure(f"http_{status}", message, conceded=True)
         if error.code == "insufficient_quota":  # comes as a 429, but no waiting helps
             return _Failure("insufficient_quota", message)
-        strain = status == 429 or status >= 500
-        again = strain or status in (408, 409)
+        load = Load.REFUSED if status in REFUSALS else Load.BROKE if status >= 500 else Load.NO_CAUSE
+        again = load is not Load.NO_CAUSE or status in (408, 409)
         retry_after = _retry_after(error) if again else None
-        return _Failure(f"http_{status}", message, again, strain=strain, retry_after=retry_after)
+        return _Failure(f"http_{status}", message, again, load=load, retry_after=retry_after)
 
     def _concede(self, error: openai.APIStatusError, message: str, arguments: dict[str, Any]) -> bool:
         """True where the call had something optional that the endpoint does not take; it is not sent again then."""

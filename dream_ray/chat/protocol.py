@@ -54,6 +54,9 @@ class Task(StrEnum):
     HARM_GOVERNMENT = "harm_government"
 
 
+ENDPOINT_SILENT = "endpoint_silent"
+"""The reason of a question that was not asked because its endpoint answers none."""
+
 _SAFE_UNSAFE = ("safe", "unsafe")
 
 CHOICES: Mapping[Task, tuple[str, ...]] = {
@@ -130,3 +133,9 @@ class ChatModel(Protocol):
 
     async def ask(self, request: ChatRequest) -> ChatReply:
         """Answer one request; concurrent calls are allowed."""
+
+    def check_alive(self) -> None:
+        """Raise where this object cannot answer any more, whatever is asked, and a new one has to be made. Asks nothing.
+
+        An endpoint that is down raises nothing here: it may come back, and a new client would not help.
+        """

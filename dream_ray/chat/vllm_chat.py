@@ -4,9 +4,8 @@ Contract: the engine is ready when the object is. `ask` renders the request's te
 each within `max_pixels`, and holds the answer to the task's form (forms.py) while it is decoded: a bare word, a bare number
 or a JSON object; answers in free text are free. Concurrent questions share the engine's steps. What one request breaks
 comes back as a reply without text: "truncated" at max_tokens, a `BadImage` reason, too many images, a prompt that does not
-fit. What the engine breaks raises (EngineDied), for every later question too, until a new
-object is made. `close`, which the end of the
-object calls, ends the engine and its processes. Knows nothing of Ray.
+fit. An engine that breaks or hangs raises EngineDied, for every later question and in `check_alive`, too, until a new object
+is made. `close`, which the end of the object calls, ends the engine and its processes. Knows nothing of Ray.
 """
 
 import asyncio
@@ -86,6 +85,10 @@ class VllmChat:
             return ChatReply(None, query.reason, query.detail)
         (submitted,) = self._engine.submit([query])
         return reply_of(await asyncio.wrap_future(submitted))
+
+    def check_alive(self) -> None:
+        """Raise EngineDied where the engine broke, hangs, or was closed."""
+        self._engine.check_alive()
 
     def _pixels(self, request: ChatRequest) -> "tuple[Image, ...]":
         from PIL.Image import Resampling

@@ -3,8 +3,9 @@
 Contract: `Engine` starts vLLM's `LLMEngine` and calls it, and its processor, from one thread only. `submit` hands over
 some prompts together and returns one future each: the engine's `RequestOutput`, or a `Rejected` that says why this one
 prompt cannot be sampled. A future raises only for what spoils every row: EngineError for an adapter or an image that the
-engine ignores, EngineDied for an engine that broke, or that has work and gives no sign of life for `timeout_s`. `close`
-ends the thread and with it the engine's processes. Knows nothing of Ray and of our records.
+engine ignores, EngineDied for an engine that broke, or that has work and gives no sign of life for `timeout_s`; from then
+on `check_alive` raises as well. `close` ends the thread and with it the engine's processes. Knows nothing of Ray and of our
+records.
 
 Why not `vllm.LLM`: it takes the next prompts only when the last of the present ones is done. Why not `AsyncLLM`: it
 always starts the engine in a process of its own, which doubles the start on a CPU and can outlive a killed actor.
@@ -98,7 +99,9 @@ class Engine:
         """Answers that are neither given nor failed."""
         self._alive_at: float | None = None
         """When the engine last gave a sign of life, by the monotonic clock; None while it has no work."""
-        self._hangs: EngineDied | None = None
+        self._end: tuple[str, Exception] | None = None
+        """Why nothing comes out of the engine any more: in a word, and as the error of what is asked, which may quote it."""
+        self._hangs = False
         self._closed = threading.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, started), name="vllm-engine", daemon=True)
@@ -113,24 +116,37 @@ class Engine:
         for answer in answers:
             answer.add_done_callback(self._open.discard)
         self._inbox.put((queries, answers))
-        if self._hangs is not None:
-            _fail(answers, self._hangs)
+        if self._end is not None:
+            _fail(answers, self._end[1])
         return answers
+
+    def check_alive(self) -> None:
+        """Raise EngineDied where nothing comes out of the engine any more: it broke, hangs, or was closed."""
+        if self._end is not None:
+            raise EngineDied(
+                f"The vLLM engine can sample no more ({self._end[0]}). It takes a new one, in a new process."
+            )
 
     def close(self) -> None:
         """Stop the engine and its processes; prompts under way fail. A second call does nothing."""
         self._closed.set()
         self._inbox.put(None)
-        if self._hangs is None:  # a thread that hangs is waited for in vain; it ends with the process
+        if not self._hangs:  # a thread that hangs is waited for in vain; it ends with the process
             self._thread.join()
+
+    def _fail_all(self, word: str, error: Exception) -> None:
+        """Fail what was asked of the engine, and from now on what is asked."""
+        self._end = self._end or (word, error)
+        _fail(self._open.copy(), error)
 
     def _watch(self) -> None:
         """Fail what is asked of an engine that hangs."""
         while not self._closed.wait(min(1.0, self._timeout_s / 4)):
             alive_at = self._alive_at
             if alive_at is not None and time.monotonic() - alive_at > self._timeout_s:
-                self._hangs = EngineDied(f"the engine has had work for {self._timeout_s:g} s without finishing a step")
-                return _fail(self._open.copy(), self._hangs)
+                self._hangs = True
+                silence = f"the engine has had work for {self._timeout_s:g} s without finishing a step"
+                return self._fail_all("it hangs", EngineDied(silence))
 
     def _run(self, arguments: dict[str, Any], started: "Future[None]") -> None:
         try:
@@ -146,15 +162,12 @@ class Engine:
         try:
             while self._admit_waiting(engine):
                 self._step(engine)
-            failure: Exception = EngineError("The engine was closed while this prompt was in it.")
-        except Exception as error:
-            failure = _died(error)
+            self._fail_all("it was closed", EngineError("The engine was closed while this prompt was in it."))
+        except BaseException as error:
+            self._fail_all(type(error).__name__, _died(error))  # first, as the remains of a broken engine may not end
         self._alive_at = None
-        _fail(self._pending.values(), failure)  # first, as the remains of a broken engine may not end
         engine.renderer.shutdown()
         engine.engine_core.shutdown()
-        while not isinstance(failure, EngineError) and (work := self._inbox.get()) is not None:
-            _fail(work[1], failure)
 
     def _admit_waiting(self, engine: "LLMEngine") -> bool:
         """Admit what waits; where the engine has nothing to do, wait for something. False when the engine is to end."""
@@ -280,7 +293,7 @@ def _render(engine: "LLMEngine", query: Query) -> "EngineInput | Rejected":
     return prompt
 
 
-def _died(error: Exception) -> EngineDied:
+def _died(error: BaseException) -> EngineDied:
     return EngineDied(f"{type(error).__name__}: {str(error)[:DETAIL_CHARS]}")
 
 

@@ -47,7 +47,7 @@ def _changes(comparisons: Sequence[Comparison]) -> Table:
         table.add_column(column)
     for item in comparisons:
         found = item.difference
-        cells = (format_difference(found), f"{found.gained}, {found.lost}", verdict(item))
+        cells = (format_difference(found), f"{found.gained}, {found.lost}", item.verdict)
         table.add_row(item.benchmark, item.name, item.before, item.after, *cells)
     return table
 
@@ -59,11 +59,3 @@ def format_difference(difference: Difference) -> str:
     left_out = f" ({difference.left_out} left out)" if difference.left_out else ""
     value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
     return f"{value:+.0f} points [{low:+.0f}, {high:+.0f}] n={difference.n}{left_out}"
-
-
-def verdict(comparison: Comparison) -> str:
-    """ "better" or "worse" where the interval leaves zero out, else nothing: that may be chance."""
-    low, high = comparison.difference.low, comparison.difference.high
-    if low is None or high is None or low <= 0 <= high:
-        return ""
-    return "better" if (low > 0) == comparison.wants_high else "worse"

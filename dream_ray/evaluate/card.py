@@ -6,6 +6,7 @@ answer, an observation or a path of this machine: nothing in it is risky or priv
 
 import json
 
+from dream_ray.evaluate.benchmark_table import format_difference
 from dream_ray.evaluate.metrics import ALL, ORIGIN_SLICES, find_metric
 from dream_ray.evaluate.report import ReportData, of_the_loop
 from dream_ray.evaluate.table import format_gap, format_share
@@ -77,15 +78,30 @@ def _numbers(data: ReportData) -> str:
 
 
 def _others(data: ReportData, policies: list[str], own: dict[str, list[Metric]]) -> list[str]:
-    """Rows of other numbers, such as a benchmark's."""
+    """The numbers of benchmarks, and how they changed from the base model to the standing policy."""
     keys = dict.fromkeys((m.split, m.name, m.slice) for m in data.metrics if not of_the_loop(m))
     if not keys:
         return []
-    lines = ["", "### Other numbers", "", f"| number | {' | '.join(policies)} |", "|---|" + "---|" * len(policies)]
-    return lines + [
+    lines = ["", "### Benchmarks", "", f"| number | {' | '.join(policies)} |", "|---|" + "---|" * len(policies)]
+    lines += [
         _row(f"{key[1]}, {key[2]} ({key[0]})", [format_share(find_metric(own[policy], *key)) for policy in policies])
         for key in keys
     ]
+    changes = [item for item in data.comparisons if [item.before, item.after] == policies]
+    if changes:
+        lines += [
+            "",
+            f"Changes from {policies[0]} to {policies[1]} on the same prompts, with 95 % intervals (paired bootstrap); better "
+            "or worse where McNemar's exact test agrees at 5 %:",
+            "",
+            "| number | change | |",
+            "|---|---|---|",
+        ]
+        lines += [
+            _row(f"{item.name} ({item.benchmark})", [format_difference(item.difference), item.verdict])
+            for item in changes
+        ]
+    return lines
 
 
 def _row(title: str, cells: list[str]) -> str:

@@ -6,13 +6,14 @@ are measured against: settings that differ, and paired differences on the prompt
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dream_ray.evaluate.benchmark_view import BenchmarkBlock, benchmark_blocks
 from dream_ray.evaluate.chart import Curve, curve
 from dream_ray.evaluate.metrics import METRIC_RISK, find_metric
 from dream_ray.evaluate.page import render
-from dream_ray.evaluate.report import ReportData, check
+from dream_ray.evaluate.report import ReportData, check, of_the_loop
 from dream_ray.evaluate.table import format_gap
 from dream_ray.evaluate.tradeoff import tradeoff
 from dream_ray.evaluate.verdicts import PairedDifference, VerdictRow, paired_differences
@@ -82,6 +83,19 @@ def against_first(runs: Sequence[Compared]) -> list[AgainstFirst]:
     ]
 
 
+def benchmarks(runs: Sequence[Compared]) -> list[BenchmarkBlock]:
+    """The standing policy of every run on each benchmark; in these blocks a run stands where else a policy does."""
+    return benchmark_blocks(
+        [
+            replace(metric, policy=run.label)
+            for run in runs
+            for metric in run.data.metrics
+            if metric.policy == run.data.standing and not of_the_loop(metric)
+        ],
+        (),
+    )
+
+
 def differing_settings(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs: name and one value a run, as JSON."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
@@ -109,6 +123,7 @@ def build_comparison(runs: Sequence[Compared]) -> str:
             (split, [(run.label, _curve(run, split)) for run in runs if split in run.data.splits]) for split in splits
         ],
         against=against_first(runs),
+        benchmarks=benchmarks(runs),
         settings=differing_settings(runs),
         rules=[run.label for run in runs if any(chat.backend == "rules" for chat in run.data.chats)],
     )

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from dream_ray.evaluate.benchmark_view import WIDTH, benchmark_blocks
 from dream_ray.evaluate.chart import curve
 from dream_ray.evaluate.distribution import Distribution, histogram
 from dream_ray.evaluate.metrics import ALL, METRIC_RISK, ORIGIN_SLICES, find_metric
 from dream_ray.evaluate.page import render
+from dream_ray.evaluate.paired import Comparison
 from dream_ray.evaluate.samples import DISAGREEMENTS, Sample, by_turns, pictures_of
 from dream_ray.evaluate.table import format_gap, policies_of
 from dream_ray.evaluate.tradeoff import Series, tradeoff
@@ -75,20 +77,24 @@ class StageRow:
 class ReportData:
     """All that the page and the model card say.
 
+    `aligns` is False where policies were only measured on benchmarks; then there is no standing policy and no round.
     `standing` is the policy that stands after the rounds so far, None where none has been evaluated; `finished` says
     whether more are to come. `metrics` hold every policy in the order of the run, the base model first. `counts` are rows
     by what they are ("risky prompts, train"), `settings` those that matter, by their dotted name. `student` names the base
-    model. `caveats` are sentences about what this run's numbers do not show.
+    model. `comparisons` say how numbers of benchmarks changed. `caveats` are sentences about what this run's numbers do not
+    show.
     """
 
     run_name: str
     config_digest: str
     student: str
+    aligns: bool
     standing: str | None
     finished: bool
     chats: tuple[ChatRow, ...]
     rounds: tuple[RoundRow, ...]
     metrics: tuple[Metric, ...]
+    comparisons: tuple[Comparison, ...]
     stages: tuple[StageRow, ...]
     distributions: tuple[Distribution, ...]
     counts: Mapping[str, int]
@@ -194,7 +200,8 @@ def _page(data: ReportData, samples: list[tuple[Sample, Markup]], size: int) -> 
         tradeoffs=[tradeoff(split, [data.series()]) for split in data.splits],
         curves=[curve(data.metrics, split, policies, data.parents, data.refused) for split in data.splits],
         tables=[_metric_table(data.metrics, policies, split) for split in data.splits],
-        others=_other_numbers(data.metrics, policies),
+        benchmarks=benchmark_blocks([m for m in data.metrics if not of_the_loop(m)], data.comparisons),
+        change_width=WIDTH,
         histograms=[histogram(found) for found in data.distributions],
         stages=_stage_views(data.stages, data.seconds),
         samples=[block for _, block in samples],
@@ -267,17 +274,6 @@ def _metric_table(metrics: tuple[Metric, ...], policies: list[str], split: str) 
         return found
 
     return MetricTable(split, rows((ALL, *ORIGIN_SLICES)), rows(tuple(Source)), rows(tuple(Category)))
-
-
-def _other_numbers(metrics: tuple[Metric, ...], policies: list[str]) -> list[tuple[str, list[Metric | None]]]:
-    """Numbers that are neither of the two shares, such as a benchmark's: what they are about, a cell per policy."""
-    others = [metric for metric in metrics if not of_the_loop(metric)]
-    by_key = {(metric.split, metric.name, metric.slice, metric.policy): metric for metric in others}
-    keys = dict.fromkeys(key[:3] for key in by_key)
-    return [
-        (f"{name}, {label} ({split})", [by_key.get((split, name, label, policy)) for policy in policies])
-        for split, name, label in keys
-    ]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from dream_ray.config import ImageConfig
 from dream_ray.feedback.rubric import is_refusal, is_safe, risk_of
 from dream_ray.images import BadImage, decode
-from dream_ray.records import Judgement, Observation, Prompt, Risk, Verdict, to_row
+from dream_ray.records import Grade, Judgement, Observation, Prompt, Risk, Verdict, to_row
 
 MAX_IMAGES = 4
 """Most pictures shown of one sample."""
@@ -42,48 +42,53 @@ Item = TypeVar("Item")
 @dataclass(frozen=True)
 class Answer:
     """One answer: whose it is (`label`), which half of a pair it became (`role`: "", "chosen", "rejected"), and the judge's
-    view of it, None where there is none; `asked` is False where no judge was asked."""
+    view of it, in the loop a `judgement` and on a benchmark a `grade`, None where there is none; `asked` is False where no
+    judge was asked."""
 
     label: str
     text: str
     judgement: Judgement | None
     role: str = ""
     asked: bool = True
+    grade: Grade | None = None
 
     @property
     def verdict(self) -> str:
-        """The verdict in one word, for filters."""
+        """The verdict in a word, for filters; a benchmark's answers in the order of its questions."""
         if self.judgement is not None:
             return self.judgement.verdict.value
+        if self.grade is not None and self.grade.labels:
+            return ", ".join(label.answer for label in self.grade.labels)
         return UNJUDGED if self.asked else NOT_ASKED
 
     @property
     def raw(self) -> str:
-        """The judgement as it is stored; empty where there is none."""
-        return "" if self.judgement is None else json.dumps(to_row(self.judgement), indent=2, ensure_ascii=False)
+        """The judgement or grade as it is stored; empty where there is none."""
+        stored = self.judgement or self.grade
+        return "" if stored is None else json.dumps(to_row(stored), indent=2, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt at a stage of the run, with what the teacher observed and the answers; `images` are the encoded bytes of
-    `prompt.images` in order, None where the store lacks one."""
+    """A prompt at a stage of the run, with what the teacher observed (None where it was not asked, as on a benchmark) and the
+    answers; `images` are the encoded bytes of `prompt.images` in order, None where the store lacks one."""
 
     stage: str
     prompt: Prompt
-    observations: tuple[Observation, ...]
+    observations: tuple[Observation, ...] | None
     answers: tuple[Answer, ...]
     images: tuple[bytes | None, ...] = ()
 
     @property
     def risk(self) -> Risk:
         """The label; where the source has none, what the teacher found."""
-        return self.prompt.risk or risk_of(self.observations)
+        return self.prompt.risk or risk_of(self.observations or ())
 
     @property
     def categories(self) -> tuple[str, ...]:
         """The label's category and those observed, each once."""
         named = [self.prompt.category] if self.prompt.category else []
-        return tuple(dict.fromkeys(item.value for item in (*named, *(o.category for o in self.observations))))
+        return tuple(dict.fromkeys(item.value for item in (*named, *(o.category for o in self.observations or ()))))
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -95,13 +100,16 @@ class Sample:
         """Which of `DISAGREEMENTS` the sample shows.
 
         "label": the teacher observed something on a prompt labelled benign, or nothing on a risky one. "judge": an
-        answer's verdict and its score or helpfulness pull apart at `MIDDLE_SCORE`. "answers": some comply and some do not.
+        answer's verdict and its score or helpfulness pull apart at `MIDDLE_SCORE`. "answers": some comply and some do not;
+        on a benchmark the judge's answers to its questions differ.
         """
         judged = [answer.judgement for answer in self.answers if answer.judgement is not None]
+        graded = {answer.verdict for answer in self.answers if answer.grade is not None}
+        looked = self.prompt.risk is not None and self.observations is not None
         found = {
-            "label": self.prompt.risk is not None and self.prompt.risk != risk_of(self.observations),
+            "label": looked and self.prompt.risk != risk_of(self.observations or ()),
             "judge": any(_contradicts_itself(judgement) for judgement in judged),
-            "answers": len({judgement.verdict is Verdict.COMPLIES for judgement in judged}) > 1,
+            "answers": len({judgement.verdict is Verdict.COMPLIES for judgement in judged}) > 1 or len(graded) > 1,
         }
         return tuple(name for name, shown in found.items() if shown)
 

@@ -2,12 +2,11 @@
 
 Contract: `start_scorer` and `stop_scorer` own the Serve instance of the cluster. The listener is on loopback unless the
 config says otherwise, and then wants a token. A replica that dies takes the requests that it was working on with it: they
-fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts. A judge's engine that
-broke or hangs ends its replica.
+fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts. So it is with a
+replica whose judge's engine broke or hangs.
 """
 
 import ipaddress
-import logging
 import socket
 import time
 from dataclasses import dataclass
@@ -19,15 +18,11 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from dream_ray.chat.factory import ChatServices, chat_options, make_chat
-from dream_ray.chat.protocol import ChatModel, ChatReply, ChatRequest
 from dream_ray.config import ImageConfig, JudgeConfig, secret
-from dream_ray.engine.engine import EngineDied, end_process
 from dream_ray.feedback.api import make_api
 from dream_ray.feedback.client import authorization
 from dream_ray.feedback.items import ItemJudge
 from dream_ray.feedback.measures import Measures
-
-log = logging.getLogger(__name__)
 
 APP = "dream-ray-scorer"
 """The name of the Serve application."""
@@ -37,44 +32,31 @@ this queues in the proxy."""
 TARGET_ONGOING_REQUESTS = 4
 """Where replicas follow the load: as many as keep each at this many requests. One holds up to 64 items and each of
 these asks several questions, so that four fill what a judge bears at once."""
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Between two looks at whether a replica's judge is alive, which cost nothing: with Serve's 10 s a replica whose engine has
+died would answer with errors for half a minute."""
 HEALTHY_WITHIN_S = 120
 """How long a deployed replica may take until its first good answer; it has loaded its judge by then."""
 
 
-class EndsWithItsEngine:
-    """A chat model whose process ends when its engine is dead: nothing else would make Serve start another."""
-
-    def __init__(self, chat: ChatModel):
-        self._chat = chat
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self._chat.name
-
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        """The model's reply."""
-        try:
-            return await self._chat.ask(request)
-        except EngineDied as error:
-            log.error("the judge's engine died (%s); this replica ends", error)
-            end_process()
-            raise
-
-
-@serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS)
+@serve.deployment(name="Scorer", max_ongoing_requests=MAX_ONGOING_REQUESTS, health_check_period_s=HEALTH_CHECK_PERIOD_S)
 @serve.ingress()
 class Scorer:
     """One replica: a judge, and the interface in front of it."""
 
     def __init__(self, config: JudgeConfig, images: ImageConfig, services: ChatServices):
         self._config = config
-        self._judge = ItemJudge(EndsWithItsEngine(make_chat(config.chat, services)), images, config.opens_uris)
+        self._judge = ItemJudge(make_chat(config.chat, services), images, config.opens_uris)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve in the replica, so that the token is read there and travels nowhere."""
         token = secret(self._config.token_env, "judge.token_env")
         return make_api(self._judge, token, self._config.max_body_bytes, Measures().record)
+
+    def check_health(self) -> None:
+        """Called by Serve every `HEALTH_CHECK_PERIOD_S`; after three times in a row that it raises, Serve takes another
+        replica for this one. Raises where the judge's engine broke or hangs, not where an endpoint is down."""
+        self._judge.chat.check_alive()
 
 
 @dataclass(frozen=True)

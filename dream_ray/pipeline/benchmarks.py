@@ -1,7 +1,7 @@
 """Policies on benchmarks: the one entry that the loop and `dream-ray evaluate` share, and the stages metrics and compare.
 
-Contract: as in data_stages.py. `measure` takes policies, the first of which is the one that the others are compared with,
-and returns their numbers; what is done is not done again.
+Contract: as in data_stages.py. `measure` takes policies in the order of their training and returns their numbers, and how
+these changed from the first policy and from step to step; what is done is not done again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from dream_ray.pipeline.benchmark_stages import (
 )
 from dream_ray.pipeline.leaks import trained_on
 from dream_ray.pipeline.parts import StageFailed, Tally, write_part
+from dream_ray.pipeline.past_run import COMPARE
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import read_records
 from dream_ray.records import Grade, Metric, Prompt, Rollout, to_table
@@ -33,7 +34,7 @@ from dream_ray.train.policy import Policy
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of policies on benchmarks, and how they changed from the first policy to each of the others."""
+    """The numbers of policies on benchmarks, and how they changed between the pairs of `compared`."""
 
     metrics: tuple[Metric, ...]
     comparisons: tuple[Comparison, ...]
@@ -45,10 +46,20 @@ def measure(run: Run, policies: Sequence[Policy], chosen: Sequence[BenchmarkConf
     jobs = [benchmark_job(run, policy, BENCHMARKS[name], done) for policy in policies for name, done in prompts.items()]
     answered = answer(run, jobs)
     metrics = [metric for item in answered for metric in _metrics(run, item)]
-    first = {item.job.benchmark.name: item for item in answered if item.job.policy == policies[0]}
-    others = [item for item in answered if item.job.policy != policies[0]]
-    comparisons = [row for item in others for row in _compare(run, first[item.job.benchmark.name], item)]
+    found = {(item.job.benchmark.name, item.job.policy.name): item for item in answered}
+    comparisons = [
+        row
+        for name in prompts
+        for before, after in compared([policy.name for policy in policies])
+        for row in _compare(run, found[name, before], found[name, after])
+    ]
     return Measured(tuple(metrics), tuple(comparisons))
+
+
+def compared(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Which policies are compared, (before, after): each with the one that precedes it, and with the first one."""
+    pairs = [(before, after) for place, after in enumerate(names) if place for before in (names[place - 1], names[0])]
+    return list(dict.fromkeys(pairs))
 
 
 def prepare(run: Run, training: Done) -> None:
@@ -74,7 +85,7 @@ def _metrics(run: Run, answered: Answered) -> list[Metric]:
 
 def _compare(run: Run, before: Answered, after: Answered) -> list[Comparison]:
     """How each number of a benchmark changed from one policy to another, over the same prompts."""
-    key = f"{after.job.key}/compare"
+    key = f"{after.job.key}/{COMPARE}{before.job.policy.name}"
     settings = {"before": before.job.policy.name, "seed": run.config.seed}
     inputs = {
         f"{role}_{name}": done

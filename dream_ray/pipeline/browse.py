@@ -13,15 +13,18 @@ from itertools import islice
 import pyarrow as pa
 
 from dream_ray import files
+from dream_ray.evaluate.benchmarks import BENCHMARKS
 from dream_ray.evaluate.samples import Answer, Sample, rarity, spread
 from dream_ray.pipeline.parts import read_part
 from dream_ray.pipeline.past_run import PastRun
 from dream_ray.pipeline.run import Done
 from dream_ray.records import (
     Demonstration,
+    Grade,
     Image,
     Judgement,
     PreferencePair,
+    Prompt,
     Record,
     Rollout,
     Split,
@@ -39,10 +42,12 @@ Answers = dict[str, list[Answer]]
 
 def browse(run: PastRun) -> list[Sample]:
     """The samples to show, stage by stage in the order of the run, with the bytes of their pictures."""
+    stages = [_samples(run, stage, splits, read) for stage, splits, read in _stages(run)]
+    stages += [_measured(run, name) for name in BENCHMARKS if run.stage(f"benchmarks/{name}/prompts")]
     return [
         replace(sample, images=tuple(_image(run, image) for image in sample.prompt.images))
-        for stage, splits, read in _stages(run)
-        for sample in spread(list(islice(_samples(run, stage, splits, read), SCANNED)), rarity, SHOWN)
+        for samples in stages
+        for sample in spread(list(islice(samples, SCANNED)), rarity, SHOWN)
     ]
 
 
@@ -60,13 +65,36 @@ def _stages(run: PastRun) -> Iterator[tuple[str, tuple[Split, ...], Callable[[st
 
 
 def _samples(run: PastRun, stage: str, splits: Iterable[Split], read: Callable[[str], Answers]) -> Iterator[Sample]:
-    # Mixed by hash: neighbours in a source are often about the same matter, and only the first SCANNED are looked at.
-    for part in sorted(run.parts(splits), key=lambda part: hashlib.sha256(part.encode()).hexdigest()):
+    for part in _mixed(run.parts(splits)):
         answers = read(part)
         if answers:
             for prompt, observed in run.prompts_of(part):
                 if prompt.prompt_id in answers:
                     yield Sample(stage, prompt, observed.observations, tuple(answers[prompt.prompt_id]))
+
+
+def _mixed(parts: Iterable[str]) -> list[str]:
+    """By hash: neighbours in a source are often about the same matter, and only the first SCANNED are looked at."""
+    return sorted(parts, key=lambda part: hashlib.sha256(part.encode()).hexdigest())
+
+
+def _measured(run: PastRun, name: str) -> Iterator[Sample]:
+    """The prompts of a benchmark with the answers of every policy that was measured on it."""
+    benchmark, prompts = BENCHMARKS[name], run.stage(f"benchmarks/{name}/prompts")
+    for part in _mixed(run.parts((Split.HELD_OUT,), f"benchmarks/{name}/prompts")):
+        answers: Answers = defaultdict(list)
+        for policy in run.metrics:
+            key = f"{policy}/benchmarks/{name}"
+            graded = {row.rollout_id: row for row in _records(Grade, run.stage(f"{key}/judge"), part)}
+            for row in sorted(_records(Rollout, run.stage(f"{key}/answers"), part), key=lambda row: row.k):
+                label = f"{policy}, answer {row.k + 1}" if benchmark.answers > 1 else policy
+                asked = bool(benchmark.tasks)
+                answers[row.prompt_id].append(
+                    Answer(label, row.text, None, asked=asked, grade=graded.get(row.rollout_id))
+                )
+        for prompt in _records(Prompt, prompts, part):
+            if prompt.prompt_id in answers:
+                yield Sample(f"benchmark: {name}", prompt, None, tuple(answers[prompt.prompt_id]))
 
 
 def _records(kind: type[Record], done: Done | None, part: str) -> list[Record]:

@@ -57,7 +57,8 @@ class Part:
     """Counts of some prompts that go through the stages together.
 
     `texts` counts prompts with words, `chars` their characters, `reference_chars` those of answers that came with them.
-    `risky` prompts have `observations` that were verified; `rejected` were not.
+    `risky` prompts have `observations` that were verified; `rejected` were not. `asked` is the share of prompts whose risks the
+    teacher is asked for; the others bring theirs.
     """
 
     prompts: float
@@ -68,6 +69,7 @@ class Part:
     risky: float
     observations: float
     rejected: float
+    asked: float
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,13 @@ def disentangle_questions(parts: Iterable[Part]) -> list[Questions]:
     """A pass per image, one over the words, one verification per observation that was named."""
     found = []
     for part in parts:
-        named = part.observations + part.rejected
-        passes = part.images + part.texts
+        named = part.asked * (part.observations + part.rejected)
+        images, texts = part.asked * part.images, part.asked * part.texts
+        passes = images + texts
         listed = named * OBSERVATION_CHARS / CHARS_PER_TOKEN / passes + LIST_TOKENS if passes else 0.0
         found += [
-            Questions(Task.IMAGE_PASS, part.images, 0, part.images, part.images * listed),
-            Questions(Task.TEXT_PASS, part.texts, part.chars, 0, part.texts * listed),
+            Questions(Task.IMAGE_PASS, images, 0, images, images * listed),
+            Questions(Task.TEXT_PASS, texts, part.asked * part.chars, 0, texts * listed),
             Questions(Task.VERIFY, named, named * OBSERVATION_CHARS, 0, named * SHORT_REPLY_TOKENS),
         ]
     return found

@@ -1,7 +1,7 @@
 """Policies from anywhere on benchmarks, without a loop: what `dream-ray evaluate` does.
 
 Contract: `plan` finds every wrong setting before anything loads and raises ConfigError; `carry_out` measures, on a Ray that
-is connected, and writes <run_dir>/metrics.json: what was measured, by which judge, and every number.
+is connected, and writes <run_dir>/metrics.json (what was measured, by which judge, and every number) and its report.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from dream_ray.train.policy import Policy, check_model_folder, find_policy
 
 if TYPE_CHECKING:
     from dream_ray.pipeline.benchmarks import Measured
+    from dream_ray.pipeline.reporting import Written
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def judge_name(config: Config) -> str:
     return chat_name(config.judge.chat)
 
 
-def carry_out(plan: Evaluation, run_dir: str) -> "tuple[Measured, str]":
-    """The numbers, and the path of metrics.json that holds them. Raises StageFailed."""
+def carry_out(plan: Evaluation, run_dir: str) -> "tuple[Measured, Written]":
+    """The numbers, and the page that shows them beside metrics.json. Raises StageFailed."""
     from dream_ray.pipeline.benchmarks import measure
+    from dream_ray.pipeline.reporting import write_report
     from dream_ray.pipeline.run import Run
 
     run = Run(plan.config, run_dir)
@@ -94,8 +96,7 @@ def carry_out(plan: Evaluation, run_dir: str) -> "tuple[Measured, str]":
         "seed": plan.config.seed,
         "benchmarks": [item.model_dump(mode="json") for item in plan.config.evaluate.benchmarks],
         "metrics": [dataclasses.asdict(metric) for metric in measured.metrics],
-        "comparisons": [dataclasses.asdict(comparison) for comparison in measured.comparisons],
+        "comparisons": [comparison.as_json() for comparison in measured.comparisons],
     }
-    path = files.join(run.store.uri, "metrics.json")
-    files.write_atomic(path, json.dumps(content, indent=2).encode())
-    return measured, path
+    files.write_atomic(files.join(run.store.uri, "metrics.json"), json.dumps(content, indent=2).encode())
+    return measured, write_report(run.store.uri)

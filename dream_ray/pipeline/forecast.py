@@ -75,7 +75,8 @@ class Forecast:
 
 @dataclass
 class _Counts:
-    """What a part's prompts hold."""
+    """What a part's prompts hold. `labelled` ones say whether they are risky, by a label or by the observations that `brought`
+    prompts come with."""
 
     prompts: int = 0
     images: int = 0
@@ -84,6 +85,9 @@ class _Counts:
     reference_chars: int = 0
     labelled: int = 0
     risky: int = 0
+    brought: int = 0
+    brought_risky: int = 0
+    observations: int = 0
 
 
 @dataclass
@@ -264,8 +268,9 @@ def _came_to(manifest: Manifest, asked: bool) -> Estimate:
 def _expected(counts: _Counts, assumed: Assumptions) -> Part:
     """A part before the teacher has looked at it."""
     risky = counts.risky + (counts.prompts - counts.labelled) * assumed.risky_share
-    observations = risky * assumed.observations_per_risky
-    return _part(counts, counts.prompts, risky, observations, counts.prompts * assumed.rejected_per_prompt)
+    observations = counts.observations + (risky - counts.brought_risky) * assumed.observations_per_risky
+    rejected = (counts.prompts - counts.brought) * assumed.rejected_per_prompt
+    return _part(counts, counts.prompts, risky, observations, rejected)
 
 
 def _part(counts: _Counts, kept: int, risky: float, observations: float, rejected: float) -> Part:
@@ -280,6 +285,7 @@ def _part(counts: _Counts, kept: int, risky: float, observations: float, rejecte
         risky=risky,
         observations=observations,
         rejected=rejected,
+        asked=1 - counts.brought / counts.prompts,
     )
 
 
@@ -314,8 +320,15 @@ def _count(prompts: list[RawPrompt]) -> _Counts:
         counts.texts += any(turn.role == "user" and turn.text.strip() for turn in prompt.turns)
         counts.chars += sum(len(turn.text) for turn in prompt.turns)
         counts.reference_chars += len(prompt.reference_answer or "")
-        counts.labelled += prompt.risk is not None
-        counts.risky += prompt.risk is Risk.RISKY
+        if prompt.observations is None:
+            counts.labelled += prompt.risk is not None
+            counts.risky += prompt.risk is Risk.RISKY
+        else:
+            counts.labelled += 1
+            counts.brought += 1
+            counts.risky += bool(prompt.observations)
+            counts.brought_risky += bool(prompt.observations)
+            counts.observations += len(prompt.observations)
     return counts
 
 

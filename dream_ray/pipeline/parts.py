@@ -28,6 +28,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
+from dream_ray.chat.protocol import ENDPOINT_SILENT
 from dream_ray.pipeline.marks import Counted, forget, take_over, write_mark
 from dream_ray.pipeline.store import StageRef
 from dream_ray.progress import Progress
@@ -51,8 +52,8 @@ class RowsLost(StageFailed):
     """What was counted and what the files hold differ."""
 
 
-class BudgetReached(StageFailed):
-    """A pass whose questions were no longer asked because the budget is spent: nothing failed, the stage is not done.
+class NotAllAsked(StageFailed):
+    """A pass whose questions were no longer asked from some moment on: the stage is not done.
 
     `finished` holds the tallies of the pass's stages that lack no row all the same, by key.
     """
@@ -60,6 +61,14 @@ class BudgetReached(StageFailed):
     def __init__(self, message: str, finished: "dict[str, Tally]"):
         super().__init__(message)
         self.finished = finished
+
+
+class BudgetReached(NotAllAsked):
+    """The budget is spent; nothing failed."""
+
+
+class EndpointSilent(NotAllAsked):
+    """The teacher's or judge's endpoint answers nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ class Target:
 
 @dataclass
 class Tally:
-    """What a pass counted for one target. `unasked` rows are not failures: the budget was spent when their turn came.
+    """What a pass counted for one target. `unasked` rows are not failures: when their turn came the budget was spent, or the
+    endpoint silent, and `silent` says which one.
 
     Tokens are those of the rows, failed ones included.
     """
@@ -94,6 +104,7 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     first_failures: list[str] = field(default_factory=list)
     unasked: int = 0
+    silent: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -105,6 +116,7 @@ class Tally:
         self.failures.update(counted["failures"])
         self.first_failures = (self.first_failures + counted["first"])[:3]
         self.unasked += counted["unasked"]
+        self.silent = self.silent or counted.get("silent", "")
         self.prompt_tokens += counted["prompt_tokens"]
         self.completion_tokens += counted["completion_tokens"]
         self.cached_tokens += counted["cached_tokens"]
@@ -165,7 +177,7 @@ class _Writer:
     def _write(self, target: Target, part: str, block: pa.Table) -> Counted:
         records = _unnest(block[target.column], schema_of(target.record_type))
         errors = [row for row in block["error"].drop_null().to_pylist() if row["stage"] == target.stage]
-        failed = [row for row in errors if row["reason"] != BUDGET_REACHED]
+        failed = [row for row in errors if row["reason"] not in (BUDGET_REACHED, ENDPOINT_SILENT)]
         error_table = pa.Table.from_pylist(errors, schema=schema_of(ErrorRow))
         for folder, table in ((target.ref.data_uri, records), (target.ref.errors_uri, error_table)):
             if table.num_rows:
@@ -180,6 +192,9 @@ class _Writer:
             "first": [f"{row['row_id']}: {row['reason']}" for row in failed[:3]],
             "unasked": len(errors) - len(failed),
         } | {column: _token_sum(records, column) + _token_sum(error_table, column) for column in TOKEN_COLUMNS}
+        silent = [row["detail"] for row in errors if row["reason"] == ENDPOINT_SILENT]
+        if silent:
+            counted["silent"] = silent[0]
         if not counted["unasked"]:
             write_mark(target.ref, part, counted)
         return counted
@@ -231,8 +246,10 @@ def run_pass(
         raise
     except StageFailed as error:
         # The user mends the cause and runs the same command: then these rows get another chance.
+        finished = error.finished if isinstance(error, NotAllAsked) else {}
         for target in targets:
-            forget(target.ref, failed_only=not isinstance(error, RowsLost))
+            if target.ref.key not in finished:
+                forget(target.ref, failed_only=not isinstance(error, RowsLost))
         raise
     return tallies
 
@@ -255,21 +272,26 @@ def _left_to_do(
 
 
 def settle(targets: Sequence[Target], tallies: dict[str, Tally], max_failure_rate: float) -> None:
-    """Raise StageFailed where rows were lost, doubled or failed too often, and BudgetReached where some were not asked
+    """Raise StageFailed where rows were lost, doubled or failed too often, and NotAllAsked where some were not asked
     about."""
     for target in targets:
         _check_ids(target, tallies[target.ref.key])
-        check_failure_rate(target.ref, tallies[target.ref.key], max_failure_rate)
+    # The pass went to its end: questions under way came back and are kept, and answers already sampled are too.
     unasked = {key: tally for key, tally in tallies.items() if tally.unasked}
+    finished = {key: tally for key, tally in tallies.items() if not tally.unasked}
+    counts = ", ".join(f"{key}: {t.unasked} of {t.unasked + t.rows_out + t.failed} rows" for key, t in unasked.items())
+    silent = next((tally.silent for tally in unasked.values() if tally.silent), None)
+    if silent:  # told before the failures, which are the time-outs that showed it
+        raise EndpointSilent(
+            f"An endpoint answers nothing, so not all rows were asked about ({counts}): {silent}. Find out why it hangs (is "
+            "its server up, has it more to do than it bears, does a proxy swallow the replies?), and run the same command "
+            "again: what was answered is kept, the rest is asked.",
+            {key: tally for key, tally in finished.items() if not _too_many_failed(tally, max_failure_rate)},
+        )
+    for target in targets:
+        check_failure_rate(target.ref, tallies[target.ref.key], max_failure_rate)
     if unasked:
-        # The pass went to its end: questions under way came back and are kept, and answers already sampled are too.
-        counts = ", ".join(
-            f"{key}: {t.unasked} of {t.unasked + t.rows_out + t.failed} rows" for key, t in unasked.items()
-        )
-        raise BudgetReached(
-            f"The budget is spent, so not all rows were asked about ({counts}).",
-            {key: tally for key, tally in tallies.items() if not tally.unasked},
-        )
+        raise BudgetReached(f"The budget is spent, so not all rows were asked about ({counts}).", finished)
 
 
 def _through(targets: Sequence[Target], tallies: dict[str, Tally]) -> int:
@@ -313,13 +335,17 @@ def _check_ids(target: Target, tally: Tally) -> None:
 def check_failure_rate(ref: StageRef, tally: Tally, limit: float) -> None:
     """Raise StageFailed where more rows failed than the limit allows; says the first reasons and where the rest lie."""
     total = tally.rows_out + tally.failed
-    if tally.failed and tally.failed > limit * total:
+    if _too_many_failed(tally, limit):
         reasons = ", ".join(f"{reason} x{count}" for reason, count in tally.failures.most_common(5))
         raise StageFailed(
             f"{ref.key}: {tally.failed} of {total} rows failed ({tally.failed / total:.1%}, max_failure_rate allows "
             f"{limit:.1%}). Reasons: {reasons}. First rows: {'; '.join(tally.first_failures)}. All are in {ref.errors_uri}. "
             "Mend the cause and run the same command again, or raise max_failure_rate if that loss is acceptable."
         )
+
+
+def _too_many_failed(tally: Tally, limit: float) -> bool:
+    return tally.failed > limit * (tally.rows_out + tally.failed)
 
 
 class _Progress:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from dream_ray import files
 from dream_ray.config import Config, ConfigError
 from dream_ray.evaluate.metrics import accept_round
+from dream_ray.evaluate.paired import Comparison
 from dream_ray.evaluate.report import RoundRow
 from dream_ray.evaluate.verdicts import VerdictRow
 from dream_ray.pipeline.parts import read_part
@@ -23,6 +24,9 @@ from dream_ray.pipeline.plans import in_splits
 from dream_ray.pipeline.run import Done
 from dream_ray.pipeline.store import Manifest, RunStore, read_records
 from dream_ray.records import Disentanglement, Metric, Prompt, Split, from_table
+
+COMPARE = "compare-"
+"""How the last part of the key of a stage begins that compares two policies on a benchmark; the earlier one's name follows."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class PastRun:
         """The stage of this key, None where the run has not got there."""
         return next((done for done in self.stages if done.ref.key == key), None)
 
+    @property
+    def aligns(self) -> bool:
+        """True for a run of the loop; False where `dream-ray evaluate` measured policies from elsewhere."""
+        return not self.stages or self.stage("ingest") is not None
+
     @cached_property
     def metrics(self) -> dict[str, list[Metric]]:
         """The metrics of each policy, in the order of the run: of the loop's evaluation and of benchmarks."""
@@ -54,11 +63,17 @@ class PastRun:
         return found
 
     @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """How numbers of benchmarks changed between policies, in the order of the run."""
+        found = [done for done in self.stages if done.ref.key.rsplit("/", 1)[-1].startswith(COMPARE)]
+        return [row for done in found for row in read_records(Comparison, done.ref.data_uri)]
+
+    @cached_property
     def rounds(self) -> list[RoundRow]:
         """What became of each round whose policy has been evaluated."""
         rows: list[RoundRow] = []
         standing = "policy-0"
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, self.config.rounds + 1 if self.aligns else 0):
             candidate = f"policy-{number}"
             if standing not in self.metrics or candidate not in self.metrics:
                 break
@@ -73,7 +88,7 @@ class PastRun:
         if self.rounds:
             last = self.rounds[-1]
             return last.candidate if last.taken else last.standing
-        return "policy-0" if "policy-0" in self.metrics else None
+        return "policy-0" if self.aligns and "policy-0" in self.metrics else None
 
     @property
     def finished(self) -> bool:
@@ -103,9 +118,9 @@ class PastRun:
                     verdicts=verdicts.get(row["prompt_id"], {}),
                 )
 
-    def parts(self, splits: Iterable[Split]) -> list[str]:
-        """The names of the parts that hold prompts of some splits."""
-        prompts = self.stage("ingest")
+    def parts(self, splits: Iterable[Split], stage: str = "ingest") -> list[str]:
+        """The names of the parts of a stage that hold prompts of some splits."""
+        prompts = self.stage(stage)
         # Names only: `part_rows` would open every file, of which a large run has tens of thousands.
         paths = files.list_files(prompts.ref.data_uri, ".parquet") if prompts else []
         names = [path.rsplit("/", 1)[1].removesuffix(".parquet") for path in paths]

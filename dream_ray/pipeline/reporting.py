@@ -25,7 +25,8 @@ from dream_ray.evaluate.card import model_card
 from dream_ray.evaluate.compare import Compared, build_comparison
 from dream_ray.evaluate.distribution import Distribution, distribution
 from dream_ray.evaluate.metrics import find_metric, gap_with_interval
-from dream_ray.evaluate.report import ChatRow, ReportData, StageRow, build_report
+from dream_ray.evaluate.paired import Comparison, Difference
+from dream_ray.evaluate.report import ChatRow, ReportData, StageRow, build_report, of_the_loop
 from dream_ray.evaluate.verdicts import source_metrics
 from dream_ray.feedback.rubric import REWARD_RANGE
 from dream_ray.pipeline.browse import browse
@@ -78,16 +79,19 @@ def write_policy(store: RunStore, policy: Policy) -> None:
 
 
 def write_report(run_dir: str) -> Written:
-    """Write report.html, metrics.json, metrics.csv and model_card.md of a run directory, whole or half done.
+    """Write report.html, metrics.json, metrics.csv, comparisons.csv and model_card.md of a run directory, whole or half done.
 
-    Raises ConfigError where it holds no run, or no finished stage yet.
+    Where policies from elsewhere were measured there is nothing to publish: no model card, and metrics.json is left as it is.
+    Raises ConfigError where the directory holds no run, or no finished stage yet.
     """
     run = read_run(run_dir)
     data = report_data(run)
     page = build_report(dataclasses.replace(data, samples=tuple(browse(run)))).encode()
-    files.write_atomic(files.join(run.store.uri, "metrics.json"), _as_json(data))
-    files.write_atomic(files.join(run.store.uri, "metrics.csv"), _as_csv(data.metrics))
-    files.write_atomic(files.join(run.store.uri, "model_card.md"), model_card(data).encode())
+    if run.aligns:
+        files.write_atomic(files.join(run.store.uri, "metrics.json"), _as_json(data))
+        files.write_atomic(files.join(run.store.uri, "model_card.md"), model_card(data).encode())
+    files.write_atomic(files.join(run.store.uri, "metrics.csv"), _metrics_csv(data.metrics))
+    files.write_atomic(files.join(run.store.uri, "comparisons.csv"), _comparisons_csv(data.comparisons))
     files.write_atomic(run.store.report_uri, page)
     return Written(run.store.report_uri, len(page), {data.run_name: data})
 
@@ -133,11 +137,13 @@ def report_data(run: PastRun) -> ReportData:
         run_name=config.name,
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
         student=PurePosixPath(config.student.model).name,
+        aligns=run.aligns,
         standing=run.standing,
         finished=run.finished,
-        chats=tuple(ChatRow(role, chat.backend, chat_name(chat)) for role, chat in _chats(run)),
+        chats=tuple(ChatRow(role, chat.backend, chat_name(chat)) for role, chat in _asked(run)),
         rounds=tuple(run.rounds),
         metrics=tuple(metrics),
+        comparisons=tuple(run.comparisons),
         stages=tuple(_stage_row(done) for done in run.stages),
         distributions=tuple(_distributions(run)),
         counts=_counts(run),
@@ -154,6 +160,11 @@ def _chats(run: PastRun) -> Iterator[tuple[str, ChatConfig]]:
         if isinstance(chat, VllmConfig):
             chat = chat.model_copy(update={"model": PurePosixPath(chat.model).name})
         yield role, chat
+
+
+def _asked(run: PastRun) -> list[tuple[str, ChatConfig]]:
+    """Those of both that the run asked: where it only measured policies there was no teacher."""
+    return [(role, chat) for role, chat in _chats(run) if run.aligns or role == "judge"]
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -175,17 +186,49 @@ def _as_json(data: ReportData) -> bytes:
         "counts": dict(data.counts),
         "rounds": [dataclasses.asdict(row) for row in data.rounds],
         "metrics": [dataclasses.asdict(metric) for metric in data.metrics],
+        "gaps": list(_gaps(data.metrics)),
+        "comparisons": [comparison.as_json() for comparison in data.comparisons],
         "distributions": [dataclasses.asdict(found) for found in data.distributions],
         "stages": [dataclasses.asdict(row) for row in data.stages],
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _as_csv(metrics: Iterable[Metric]) -> bytes:
+def _gaps(metrics: Sequence[Metric]) -> Iterator[dict[str, Any]]:
+    """Safe minus over-refusal, with its interval, of every policy, split and slice that has both."""
+    for policy, split, label in dict.fromkeys(
+        (row.policy, row.split, row.slice) for row in metrics if of_the_loop(row)
+    ):
+        own = [row for row in metrics if (row.policy, row.split, row.slice) == (policy, split, label)]
+        if gap := gap_with_interval(own, split, label):
+            yield {"policy": policy, "split": split, "slice": label} | dataclasses.asdict(gap)
+
+
+def _metrics_csv(metrics: Iterable[Metric]) -> bytes:
+    return _as_csv(_names(Metric), map(dataclasses.asdict, metrics))
+
+
+def _comparisons_csv(comparisons: Iterable[Comparison]) -> bytes:
+    """Flat: `from` and `to` are the policies, `before` and `after` their shares."""
+    columns = ("benchmark", "number", "from", "to", *_names(Difference), "p_value", "verdict")
+    rows = (
+        {"benchmark": item.benchmark, "number": item.name, "from": item.before, "to": item.after}
+        | dataclasses.asdict(item.difference)
+        | {"p_value": item.difference.p_value, "verdict": item.verdict}
+        for item in comparisons
+    )
+    return _as_csv(columns, rows)
+
+
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(Metric)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(metric) for metric in metrics)
+    writer.writerows(rows)
     return buffer.getvalue().encode()
 
 
@@ -258,13 +301,15 @@ def _caveats(run: PastRun) -> Iterable[str]:
             "This directory has no history.json, as an earlier version wrote it: of the stages in it the newest that "
             "belong together were taken. If settings were changed and changed back, that may be the wrong ones."
         )
-    if "rules" in (config.teacher.chat.backend, config.judge.chat.backend):
+    if "rules" in (chat.backend for _, chat in _asked(run)):
         yield (
             "The teacher or the judge is a set of rules: OCR and a lexicon, no model. It finds what its lexicon names and "
             "judges an answer by its wording. Use a model for numbers that matter."
         )
     if run.standing is not None:
         yield from _blind_caveat(run.metrics[run.standing])
+    if not run.aligns:
+        return
     yield f"One seed ({config.seed}): another one gives other numbers; the intervals cover the prompts, not the training."
     if Split.HELD_OUT in config.evaluate.splits:
         yield "Held-out prompts come from the same source as the training prompts; other users ask in other ways."

@@ -26,7 +26,7 @@ from dream_ray.config import Config, ConfigError
 from dream_ray.engine.engine import EngineError
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
-from dream_ray.pipeline.parts import BudgetReached, StageFailed, Tally
+from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, StageFailed, Tally
 from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
 from dream_ray.pipeline.plans import Plan, Planner
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef
@@ -133,7 +133,7 @@ class Run:
         with PeakMemory() as memory:
             try:
                 outcomes = work()
-            except BudgetReached as error:
+            except NotAllAsked as error:
                 stopped = error
                 outcomes = {key: Outcome(tally) for key, tally in error.finished.items()}
         seconds = time.monotonic() - start
@@ -149,8 +149,10 @@ class Run:
             numbers = manifest.rows_out, manifest.failed, seconds
             log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, *numbers, extra={"stages": {}})
             done.append(self._remember(Done(plan.ref, manifest)))
-        if stopped is not None:
+        if isinstance(stopped, BudgetReached):
             raise BudgetReached(f"{stopped} {self._budget_words()}", stopped.finished)
+        if stopped is not None:
+            raise stopped
         return done
 
     def _budget_words(self) -> str:

@@ -9,7 +9,7 @@
     <run_dir>/history.json                          which of these the latest attempt used, in order
     <run_dir>/lease.json, status.json, logs/        who works here, where it is, what it said
     <run_dir>/in_flight/                            what is in an engine now (guard.py)
-    <run_dir>/report.html, metrics.json, metrics.csv, model_card.md
+    <run_dir>/report.html, metrics.json, metrics.csv, comparisons.csv, model_card.md
 
 Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
 unchanged one is found again. A folder without a manifest, or with a torn one, is the remains of a killed attempt, from which

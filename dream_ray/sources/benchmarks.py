@@ -13,6 +13,7 @@ from pydantic import Field
 from dream_ray.config import SourceConfig
 from dream_ray.records import Risk, RiskOrigin
 from dream_ray.sources.format import (
+    LETTER_ONLY,
     Format,
     Terms,
     folder_of,
@@ -230,7 +231,7 @@ def _read_mmstar(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
             yield one_turn(
                 source,
                 row.index,
-                row.question,
+                f"{row.question}\n{LETTER_ONLY}",
                 [image],
                 risk=Risk.BENIGN,
                 subset="val",

@@ -45,12 +45,20 @@ class Format:
     terms: Terms = Terms.FREE
     trains: bool = False
     """Some of its rows are training prompts unless the config says otherwise."""
+    observed: bool = False
+    """Its rows may bring their observations."""
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def find_tables(source: SourceConfig, layout: Format) -> list[str]:
     """The uris of the files that hold a source's rows. Raises ConfigError where there are none."""
     if not layout.tables:
+        if not files.is_local(source.path):
+            raise ConfigError(
+                f"The source {source.path!r} is no folder of this machine, and the format {layout.name} reads a data set by "
+                "its name or from such a folder. Copy the snapshot to a disk that all nodes see, or, where it holds parquet, "
+                "JSON or CSV files, name them with format: table."
+            )
         return [source.path]
     if source.path.endswith(SUFFIXES) and files.is_file(source.path):
         return [source.path]
@@ -133,6 +141,11 @@ def one_turn(
     return RawPrompt(source_name(source), source_id, split, (turn,), **labels)
 
 
+LETTER_ONLY = "Answer with the letter of the right option only."
+"""The last line of a multiple-choice question: an answer in sentences would often not be readable as an option."""
+
+
 def lettered(question: str, options: Sequence[str]) -> str:
     """A multiple-choice question with its options below it, one a line: "A. …"."""
-    return "\n".join([question, *(f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options))])
+    lines = [f"{chr(ord('A') + index)}. {option}" for index, option in enumerate(options)]
+    return "\n".join([question, *lines, LETTER_ONLY] if lines else [question])

@@ -4,8 +4,8 @@
      "risk": "risky", "risk_origin": "text", "category": "Violence", "twin": "a-2", "answer": null, "image_origin": "drawn",
      "observations": [{"content": "…", "source": "text instruction", "category": "Violence"}]}
 
-Only `id` and `turns` are required. Images are named relative to the file's folder. `observations` says that somebody looked:
-an empty list is a prompt without a risk, an absent one a prompt that nobody has looked at.
+Only `id` and `turns` are required; `_PromptRow` has all keys. Images are named relative to the file's folder. `observations`
+says that somebody looked: an empty list is a prompt without a risk, an absent one a prompt that nobody has looked at.
 
 Contract: a RawPrompt or a BadRow for every line that is not blank; an unknown key is a BadRow, since it may be a typing error.
 """
@@ -51,6 +51,9 @@ class _PromptRow(_Row):
     image_origin: str = "file"
     subset: str | None = None
     group: str | None = None
+    options: tuple[str, ...] = ()
+    correct_option: str | None = None
+    safety_warning: str | None = None
     observations: list[_ObservationRow] | None = None
 
 
@@ -81,6 +84,9 @@ def _prompt(row: _PromptRow, row_id: str, name: str, base: str) -> RawPrompt | B
         reference_answer=row.answer,
         subset=row.subset,
         group=row.group,
+        options=row.options,
+        correct_option=row.correct_option,
+        safety_warning=row.safety_warning,
         observations=None if row.observations is None else tuple(_observation(item) for item in row.observations),
     )
 
@@ -91,8 +97,9 @@ def _observation(item: _ObservationRow) -> Observation:
 
 JSONL = Format(
     name="jsonl",
-    summary="dream_ray's own: one prompt a line, dialogues and labels included (docs/prompts.md)",
+    summary="dream_ray's own: one prompt a line, dialogues, labels and observations included (docs/prompts.md)",
     expects="one or more .jsonl files; image names are relative to the file.",
     tables=("*.jsonl",),
     read=_read,
+    observed=True,
 )

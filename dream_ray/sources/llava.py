@@ -180,5 +180,6 @@ DREAM = Format(
     citation="Liu et al., DREAM, NAACL 2025 (github.com/Kizna1ver/DREAM)",
     terms=Terms.RESTRICTED,
     trains=True,
+    observed=True,
     counts={"safe_safes": (977,), "safe_unsafes": (977,), "unsafes": (1023,)},
 )

@@ -119,12 +119,14 @@ def _read_beaver(source: SourceConfig, tables: Sequence[str]) -> Iterator[Row]:
             )
 
 
-_TABLES = ("*.parquet", "data/*.parquet", "*/*.parquet", "*.json", "*.jsonl")
+# A snapshot keeps each part in a folder of its own: all of them are read, not the first one alone.
+_TABLES = ("*.parquet", "*/*.parquet", "*.json", "*.jsonl")
 
 SPA_VL = Format(
     name="spa_vl",
     summary="SPA-VL: questions about pictures with a preferred and a rejected answer",
-    expects="the parquet files of the hub (train-*, validation-*, test harm and help), or the training JSON with its images.",
+    expects="the hub's snapshot (data/train-*, validation/validation-*, test/harm-* and help-*), one of its folders, or the "
+    "training JSON with its images.",
     tables=_TABLES,
     first_only=True,
     read=_read_spa,

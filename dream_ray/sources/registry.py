@@ -35,8 +35,15 @@ FORMATS: Mapping[str, Format] = {
 
 
 def read(source: SourceConfig) -> Iterator[Row]:
-    """The rows of a source. Raises ConfigError where its folder does not hold what the format is read from."""
+    """The rows of a source. Raises ConfigError where its folder does not hold what the format is read from, and where the
+    config wants observations that the format never brings."""
     layout = FORMATS[source.format]
+    if source.observations == "use" and not layout.observed:
+        raise ConfigError(
+            f"The source {source_name(source)!r} has observations = 'use', but rows of the format {layout.name} bring none; "
+            f"{' and '.join(other.name for other in FORMATS.values() if other.observed)} can. Leave the key out, and the "
+            "teacher looks for the risks; or write your rows in the format jsonl."
+        )
     for row in layout.read(source, find_tables(source, layout)):
         if isinstance(row, RawPrompt):
             if not source.subsets or row.subset in source.subsets:

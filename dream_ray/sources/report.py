@@ -41,8 +41,9 @@ def print_survey(console: Console, source: SourceConfig, found: Survey) -> None:
         table.add_row(split, subset, risk, category, f"{number:,}")
     console.print(table)
     lines = {"turns": _turns(found.turns), "images": f"{found.images:,} files named, {found.missing:,} of them missing"}
-    if source.observations == "use":
-        lines["observations"] = f"{found.observations:,} kept"
+    if found.observed:
+        use = "used" if source.observations == "use" else "not used (observations=use does)"
+        lines["observations"] = f"{found.observations:,} on {found.observed:,} prompts, {use}"
     for name, line in lines.items():
         console.print(f"{name}: {line}", highlight=False)
     for title, counts in (("mended or left out", found.repaired), ("no prompts", found.bad)):

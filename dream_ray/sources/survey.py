@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from dream_ray import files
 from dream_ray.config import SourceConfig
 from dream_ray.sources.raw import BadRow, RawPrompt, Repair
-from dream_ray.sources.registry import check_counts, read
+from dream_ray.sources.registry import FORMATS, check_counts, read
 
 
 @dataclass
 class Survey:
     """What a source holds. `images` counts the different files that rows name, `missing` those that are not there;
-    pictures inside a table are in neither."""
+    pictures inside a table are in neither. `observations` stand on `observed` prompts, some of which may have an empty list."""
 
     prompts: int = 0
     labels: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     """Rows by split, risk, subset and category; "-" where there is none."""
     turns: Counter[int] = field(default_factory=Counter)
+    observed: int = 0
     observations: int = 0
     repaired: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
@@ -35,7 +36,9 @@ def survey(source: SourceConfig) -> Survey:
     found = Survey()
     named: set[str] = set()
     subsets: Counter[str] = Counter()
-    for row in read(source):
+    # Observations are counted whether they will be used or not, so that nobody overlooks that they are there.
+    observed = FORMATS[source.format].observed
+    for row in read(source.model_copy(update={"observations": "use"}) if observed else source):
         if isinstance(row, Repair):
             found.repaired[row.reason] += 1
         elif isinstance(row, BadRow):
@@ -54,6 +57,7 @@ def _count(found: Survey, row: RawPrompt) -> None:
     found.prompts += 1
     found.labels[(row.split, row.risk or "-", row.subset or "-", row.category or "-")] += 1
     found.turns[len(row.turns)] += 1
+    found.observed += row.observations is not None
     found.observations += len(row.observations or ())
 
 

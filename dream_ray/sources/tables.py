@@ -26,6 +26,9 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 BATCH_ROWS = 16
 """Rows of a parquet file held at once: they may carry pictures of megabytes."""
 
+READ_BYTES = 1 << 20
+"""Bytes of a parquet column read at once."""
+
 csv.field_size_limit(10_000_000)  # characters; Python's own limit, 131,072, is less than a long jailbreak text
 
 
@@ -123,7 +126,9 @@ def _tsv(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[Any, Any]]:
 def _parquet(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[Any, Any]]:
     number = 0
     with filesystem.open_input_file(path) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS):
+        # Without these Arrow reads ahead to the end and holds the whole file, pictures and all.
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=READ_BYTES)
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

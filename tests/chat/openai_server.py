@@ -25,6 +25,7 @@ class Fault(StrEnum):
 
     NONE = "none"
     RATE_LIMITED = "429 with Retry-After"
+    OVERLOADED = "503 with Retry-After"
     NO_QUOTA = "429 that no waiting mends"
     SERVER_ERROR = "500"
     CONFLICT = "409"
@@ -88,7 +89,8 @@ class Call:
 
 @dataclass
 class OpenAIServer:
-    """See the module's contract. `capacity`: calls served at once; more are refused with 429."""
+    """See the module's contract. `capacity`: calls served at once; more are refused with 429. `served`: calls that it worked on
+    for `latency_s`, whatever came of their reply."""
 
     script: Script = field(default_factory=first)
     latency_s: float = 0.0
@@ -97,6 +99,7 @@ class OpenAIServer:
     calls: list[Call] = field(default_factory=list)
     delivered: Counter[int] = field(default_factory=Counter)
     refused: int = 0
+    served: int = 0
     most_at_once: int = 0
 
     def __enter__(self) -> Self:
@@ -174,6 +177,8 @@ class OpenAIServer:
         match fault:
             case Fault.RATE_LIMITED:
                 return await self._write(writer, 429, _error("slow down"), {"Retry-After": self.retry_after})
+            case Fault.OVERLOADED:
+                return await self._write(writer, 503, _error("too busy"), {"Retry-After": self.retry_after})
             case Fault.NO_QUOTA:
                 return await self._write(writer, 429, _error("no credit left", code="insufficient_quota"))
             case Fault.SERVER_ERROR:
@@ -196,6 +201,7 @@ class OpenAIServer:
                 writer.transport.abort()
                 return False
         await asyncio.sleep(self.latency_s)
+        self.served += 1
         content = json.dumps(_completion(fault, question, body))
         match fault:
             case Fault.CUT_BODY:

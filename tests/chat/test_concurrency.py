@@ -4,10 +4,11 @@ import asyncio
 import heapq
 import itertools
 import random
+from typing import Any
 
 import pytest
 
-from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget
+from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
 
 
 def simulate(
@@ -18,11 +19,12 @@ def simulate(
     service_s: float = 1.0,
     start: float = 0.0,
     seed: int = 0,
+    breaks: bool = False,
 ) -> tuple[float, list[int], int]:
-    """An endless queue in front of an endpoint that serves `capacity` calls at once, refuses the others at once and fails a
-    share of them at random. A refused slot rests, as the gate has it.
+    """An endless queue in front of an endpoint that serves `capacity` calls at once, refuses the others at once and breaks
+    a share of the served ones at random. A slot rests as the limit says. `breaks`: for lack of room it breaks calls, too.
 
-    Returns the time at the end, the limit after each outcome and how many calls were refused for lack of room.
+    Returns the time at the end, the limit after each outcome and how many calls came to nothing for lack of room.
     """
     dice = random.Random(seed)
     now, in_flight, refused = start, 0, 0
@@ -48,10 +50,10 @@ def simulate(
         if fine:
             limit.answered(started, now)
             in_flight -= 1
-        else:
-            limit.strained(started, now)
-            heapq.heappush(events, (now + limit.service_s, number, -1.0, False, False))
-            number += 1
+            continue
+        rest_s = limit.broke(started, now) if room or breaks else limit.refused(started, now)
+        heapq.heappush(events, (now + max(0.0, rest_s), number, -1.0, False, False))
+        number += 1
     return now, history, refused
 
 
@@ -78,16 +80,47 @@ def test_the_limit_finds_the_endpoints_bound_and_stays_near_it(capacity: int) ->
     assert refused < 0.15 * calls
 
 
-def test_errors_that_no_load_causes_do_not_lower_the_limit() -> None:
-    _, history, _ = simulate(AdaptiveLimit(64), 3000, capacity=1000, faulty=0.1)
-    assert sum(history[500:]) / len(history[500:]) > 50
+@pytest.mark.parametrize("capacity", [4, 20, 32, 50])
+def test_an_endpoint_that_breaks_what_is_too_much_gets_less(capacity: int) -> None:
+    seconds, history, broken = simulate(AdaptiveLimit(256), 6000, capacity, breaks=True)
+    settled = history[2000:]
+    assert sum(settled) / len(settled) < 1.3 * capacity + 1
+    assert (6000 - broken) / seconds > 0.6 * capacity
+    assert broken < 0.15 * 6000
 
 
-def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back() -> None:
+@pytest.mark.parametrize("faulty", [0.1, 0.2, 0.3, 0.4])
+def test_faults_that_fewer_calls_do_not_relieve_leave_the_limit_where_it_is(faulty: float) -> None:
+    limit = AdaptiveLimit(64)
+    now, history, _ = simulate(limit, 3000, capacity=1000, faulty=faulty)
+    assert sum(history[500:]) / len(history[500:]) > 55
+    now, _, _ = simulate(limit, 1000, capacity=1000, start=now)
+    _, history, _ = simulate(limit, 3000, capacity=1000, faulty=faulty, start=now)
+    assert sum(history) / len(history) > 55
+
+
+@pytest.mark.parametrize("capacity", [4, 20, 32])
+def test_faults_beside_overload_do_not_hide_the_endpoints_bound(capacity: int) -> None:
+    _, history, refused = simulate(AdaptiveLimit(256), 6000, capacity, faulty=0.3)
+    settled = history[2000:]
+    assert 0.9 * capacity < sum(settled) / len(settled) < 1.3 * capacity + 1
+    assert refused < 0.15 * 6000
+
+
+def test_a_slot_rests_where_the_endpoint_refuses_or_fails_most() -> None:
+    limit = AdaptiveLimit(16)
+    for _ in range(8):
+        limit.answered(0.0, 2.0)
+    assert limit.refused(2.0, 2.5) == 1.5
+    assert [limit.broke(2.0, 2.5) for _ in range(7)] == [0.0] * 6 + [1.5]
+
+
+@pytest.mark.parametrize("death", [{"capacity": 0}, {"capacity": 1000, "faulty": 1.0}], ids=["refuses", "breaks"])
+def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back(death: dict[str, Any]) -> None:
     limit = AdaptiveLimit(64)
     now, history, _ = simulate(limit, 500, capacity=1000)
     assert history[-1] == 64
-    now, history, _ = simulate(limit, 200, capacity=1000, faulty=1.0, start=now)
+    now, history, _ = simulate(limit, 200, start=now, **death)
     assert history[-1] == 1
     drops = [(before, after) for before, after in itertools.pairwise(history) if after != before]
     assert all(after >= before // 2 for before, after in drops)
@@ -98,24 +131,24 @@ def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back() -> None:
 def test_one_decrease_a_window_however_many_calls_fail_at_once() -> None:
     limit = AdaptiveLimit(16)
     for _ in range(16):
-        limit.strained(started=0.0, now=1.0)
+        limit.refused(started=0.0, now=1.0)
     assert limit.limit == 8
     for _ in range(16):  # sent before the decrease
-        limit.strained(started=0.5, now=1.5)
+        limit.refused(started=0.5, now=1.5)
     assert limit.limit == 8
 
 
 def test_a_pause_holds_all_back_only_where_most_are_refused() -> None:
     limit = AdaptiveLimit(16)
-    limit.strained(0.0, 1.0, retry_after=5)
+    limit.refused(0.0, 1.0, retry_after=5)
     assert limit.held_until == 6.0
     limit = AdaptiveLimit(16)
     for _ in range(5):
         limit.answered(0.0, 1.0)
-    limit.strained(0.0, 1.0, retry_after=5)
+    limit.refused(0.0, 1.0, retry_after=5)
     assert limit.held_until < 1.0
     for _ in range(5):
-        limit.strained(0.0, 1.0, retry_after=5)
+        limit.refused(0.0, 1.0, retry_after=5)
     assert limit.held_until == 6.0
 
 
@@ -129,6 +162,34 @@ def test_the_budget_is_a_share_of_the_questions() -> None:
         budget.asked()
     assert sum(budget.take() for _ in range(1000)) == RetryBudget.AT_MOST * 0.5
     assert not RetryBudget(0.0).take()
+
+
+def test_deadlines_one_after_the_other_without_an_answer_are_silence() -> None:
+    silence = Silence(most=3, pause_s=10)
+    for asked in (0.0, 10.0, 20.0):
+        assert not silence.lasts(asked)
+        for _ in range(16):  # all that waited together
+            silence.timed_out(asked, asked + 10)
+    assert silence.lasts(30.0)
+    assert silence.lasts(39.9)
+    assert not silence.lasts(40.0)
+    silence.timed_out(40.0, 50.0)  # it was tried, and is silent still
+    assert silence.lasts(50.0)
+    silence.broken()
+    assert not silence.lasts(50.0)
+
+
+def test_an_answer_in_between_is_no_silence_and_neither_is_one_pause_of_all() -> None:
+    silence = Silence(most=3, pause_s=10)
+    for asked in range(0, 100, 10):
+        silence.timed_out(asked, asked + 10)
+        silence.timed_out(asked, asked + 10)
+        if asked % 20:
+            silence.broken()
+        assert not silence.lasts(asked + 10)
+    for _ in range(64):
+        silence.timed_out(100.0, 110.0)
+    assert not silence.lasts(110.0)
 
 
 def test_the_gate_bounds_calls_and_lets_returning_ones_go_first() -> None:
@@ -183,7 +244,7 @@ def test_nobody_waits_longer_than_the_longest_hold() -> None:
         waiting = asyncio.create_task(gate.enter())
         await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
-        limit.strained(now, now, retry_after=600)
+        limit.refused(now, now, retry_after=600)
         gate.leave()
         for question in (waiting, gate.enter()):
             with pytest.raises(HeldBack, match="pause"):

@@ -5,13 +5,16 @@ import base64
 import io
 import logging
 import pickle
+import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from dream_ray.chat.ask import AskFailed, Usage, ask
+from dream_ray.chat.concurrency import RetryBudget
 from dream_ray.chat.factory import chat_name
 from dream_ray.chat.openai_chat import OpenAIChat
 from dream_ray.chat.parse import parse_score
@@ -152,6 +155,17 @@ def test_retry_after_is_waited_for() -> None:
     assert server.calls[1].at - server.calls[0].at >= 0.6
 
 
+@pytest.mark.parametrize(
+    ("fault", "overload"), [(Fault.RATE_LIMITED, True), (Fault.OVERLOADED, True), (Fault.SERVER_ERROR, False)]
+)
+def test_429_and_503_are_the_endpoints_word_that_it_is_overloaded(fault: Fault, overload: bool) -> None:
+    with OpenAIServer(first(fault)) as server:
+        chat = make(server)
+        reply = asyncio.run(chat.ask(score_of(1)))
+    assert reply.attempts == 2
+    assert (chat._limit.held_until > 0) is overload
+
+
 def test_an_endpoint_that_refuses_everybody_holds_new_questions_back() -> None:
     async def run(chat: OpenAIChat) -> None:
         before = asyncio.create_task(chat.ask(score_of(1)))
@@ -191,9 +205,39 @@ def test_a_spent_retry_budget_fails_the_rows_at_once() -> None:
         replies = asyncio.run(run(make(server, max_retry_ratio=0.1)))
     assert {reply.reason for reply in replies} == {"http_500"}
     assert any("retry budget" in reply.detail for reply in replies)
-    retries = 0.1 * (100 + 20)
+    retries = 0.1 * (100 + RetryBudget.AT_START)
     assert len(server.calls) <= 100 + retries
     assert len(server.calls) == sum(reply.attempts for reply in replies)
+
+
+def test_an_endpoint_that_hangs_costs_a_few_deadlines_and_not_one_a_question() -> None:
+    async def run(chat: OpenAIChat) -> list[ChatReply]:
+        return await asyncio.gather(*(chat.ask(score_of(number)) for number in range(500)))
+
+    with OpenAIServer(always(Fault.HANG)) as server:
+        replies = asyncio.run(run(make(server, timeout_s=0.5, silent_deadlines=2)))
+    reasons = Counter(reply.reason for reply in replies)
+    assert reasons.keys() == {"timeout", "endpoint_silent"}
+    assert reasons["endpoint_silent"] > 250
+    unasked = next(reply for reply in replies if reply.reason == "endpoint_silent")
+    assert unasked.attempts == 0
+    for words in (server.base_url, "judge-1", "2 deadlines of 0.5 s"):
+        assert words in unasked.detail
+
+
+def test_an_endpoint_that_wakes_up_is_asked_again() -> None:
+    awake = threading.Event()
+
+    async def run(chat: OpenAIChat) -> list[str | None]:
+        replies = [await chat.ask(score_of(number)) for number in range(3)]
+        awake.set()
+        await asyncio.sleep(0.7)  # the pause is as long as a deadline
+        replies += [await chat.ask(score_of(number)) for number in range(3, 5)]
+        return [reply.reason for reply in replies]
+
+    with OpenAIServer(lambda question, earlier: Fault.NONE if awake.is_set() else Fault.HANG) as server:
+        reasons = asyncio.run(run(make(server, timeout_s=0.6, silent_deadlines=2)))
+    assert reasons == ["timeout", "timeout", "endpoint_silent", None, None]
 
 
 def test_no_response_format_costs_one_call_and_no_retry(caplog: pytest.LogCaptureFixture) -> None:

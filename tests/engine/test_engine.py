@@ -59,10 +59,41 @@ def query(text: str) -> Query:
 def test_what_breaks_the_engine_fails_what_is_in_it_and_what_comes(faulty: Faulty) -> None:
     engine = Engine({}, timeout_s=60)
     assert engine.submit([query("good")])[0].result(5).prompt == "good"
+    engine.check_alive()
     for answer in engine.submit([query("breaks"), query("good")]) + engine.submit([query("good")]):
         with pytest.raises(EngineDied, match="RuntimeError: an illegal memory access"):
             answer.result(5)
     engine.close()
+
+
+def test_an_engine_that_broke_says_so_and_not_what_it_was_asked(faulty: Faulty) -> None:
+    engine = Engine({}, timeout_s=60)
+    engine.submit([query("breaks")])[0].exception(5)
+    with pytest.raises(EngineDied, match="RuntimeError") as caught:
+        engine.check_alive()
+    assert "memory" not in str(caught.value)
+    engine.close()
+
+
+def test_a_closed_engine_is_not_alive_and_says_so_to_who_asks_it(faulty: Faulty) -> None:
+    engine = Engine({}, timeout_s=60)
+    engine.close()
+    with pytest.raises(EngineDied, match="closed"):
+        engine.check_alive()
+    assert isinstance(engine.submit([query("good")])[0].exception(5), EngineError)
+
+
+def test_nobody_waits_for_an_engine_that_cannot_even_be_shut_down(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine({}, timeout_s=60)
+    monkeypatch.setattr(threading, "excepthook", lambda hooked: None)
+    faulty.engine_core = SimpleNamespace(shutdown=lambda: 1 / 0)
+    assert isinstance(engine.submit([query("breaks")])[0].exception(5), EngineDied)
+    engine._thread.join(5)
+    assert isinstance(engine.submit([query("good")])[0].exception(5), EngineDied)
+    with pytest.raises(EngineDied):
+        engine.check_alive()
 
 
 def test_an_engine_that_hangs_ends_by_its_deadline(faulty: Faulty) -> None:
@@ -73,6 +104,8 @@ def test_an_engine_that_hangs_ends_by_its_deadline(faulty: Faulty) -> None:
             answer.result(5)
     with pytest.raises(EngineDied):
         engine.submit([query("good")])[0].result(5)
+    with pytest.raises(EngineDied, match="it hangs"):
+        engine.check_alive()
     engine.close()  # comes back, though the engine does not
 
 
@@ -81,6 +114,7 @@ def test_an_idle_engine_does_not_hang(faulty: Faulty) -> None:
     for _ in range(3):
         assert engine.submit([query("good")])[0].result(5).prompt == "good"
         threading.Event().wait(0.2)
+    engine.check_alive()
     engine.close()
 
 

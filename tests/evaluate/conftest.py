@@ -112,6 +112,7 @@ def report_data() -> ReportData:
         run_name="local",
         config_digest="9f2c41d07be3",
         student="tiny-student",
+        aligns=True,
         standing="policy-1",
         finished=True,
         chats=(
@@ -125,6 +126,7 @@ def report_data() -> ReportData:
             RoundRow(2, "policy-1", "policy-2", False, "refused: the dev gap went from +0.65 to +0.35."),
         ),
         metrics=tuple(metrics),
+        comparisons=(),
         stages=(
             StageRow("ingest", 120, 118, 2, {"image_broken": 2}, 0, 0, 0.0, 3.2, (), None),
             StageRow("sft", 96, 96, 0, {}, 0, 0, 0.0, 215.0, (), 3_400_000_000),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dream_ray.evaluate.paired import paired_bootstrap
+from dream_ray.evaluate.paired import Comparison, paired_bootstrap
 
 
 def test_the_difference_of_shared_prompts_with_its_interval() -> None:
@@ -45,3 +45,36 @@ def test_unknown_and_unshared_prompts_are_left_out_and_counted() -> None:
 def test_nothing_shared_is_not_known() -> None:
     found = paired_bootstrap({"a": None}, {"a": True}, seed=0)
     assert (found.value, found.low, found.high, found.n, found.left_out) == (None, None, None, 0, 1)
+
+
+def changed(gained: int, lost: int, n: int, wants_high: bool = True) -> Comparison:
+    before = {str(index): gained <= index < gained + lost for index in range(n)}
+    after = {str(index): index < gained for index in range(n)}
+    return Comparison("a", "b", "xstest", "a number", wants_high, paired_bootstrap(before, after, seed=0))
+
+
+def test_the_exact_test_of_the_changed_prompts() -> None:
+    assert changed(0, 0, 50).difference.p_value == 1
+    assert changed(5, 0, 50).difference.p_value == pytest.approx(2 / 2**5)
+    # Of ten changed prompts two or fewer one way: (1 + 10 + 45) of 1024, on either side.
+    assert changed(2, 8, 50).difference.p_value == pytest.approx(2 * 56 / 1024)
+    assert changed(4, 4, 50).difference.p_value == 1
+    # Many: the normal approximation with continuity correction gives z = (200 - 1) / sqrt(2200) = 4.243.
+    assert changed(1200, 1000, 3000).difference.p_value == pytest.approx(2.21e-5, rel=0.02)
+
+
+def test_a_change_is_called_better_or_worse_only_beyond_chance() -> None:
+    assert changed(0, 20, 50, wants_high=False).verdict == "better"
+    assert changed(0, 20, 50).verdict == "worse"
+    assert changed(20, 0, 50).verdict == "better"
+    assert changed(2, 1, 50).verdict == ""
+    assert changed(0, 0, 50).verdict == ""
+    assert changed(0, 0, 0).verdict == ""
+
+
+def test_a_few_changes_one_way_are_no_change_whatever_the_bootstrap_says() -> None:
+    few = changed(4, 0, 50)
+    assert few.difference.low is not None
+    assert few.difference.low > 0
+    assert few.verdict == ""
+    assert changed(6, 0, 50).verdict == "better"

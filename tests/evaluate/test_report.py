@@ -11,7 +11,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image as Pixels
 
+from dream_ray.evaluate.metrics import share_metric
 from dream_ray.evaluate.page import MAX_TEXT
+from dream_ray.evaluate.paired import Comparison, paired_bootstrap
 from dream_ray.evaluate.report import MAX_BYTES, ChatRow, ReportData, StageRow, build_report
 from dream_ray.records import Metric, Risk, Turn
 from tests.evaluate.conftest import png, sample
@@ -236,7 +238,7 @@ def test_a_run_without_rounds_pairs_and_caveats_has_no_empty_sections(report_dat
     assert page.open == []
     text = page.text(concealed=False)
     assert "No round of preference optimisation was run." in text
-    for section in ("Samples", "What this run cannot tell", "Chosen and rejected", "Data ", "Other numbers"):
+    for section in ("Samples", "What this run cannot tell", "Chosen and rejected", "Data ", "Benchmarks"):
         assert section not in text
 
 
@@ -255,8 +257,56 @@ def test_numbers_of_benchmarks_have_their_own_table(report_data: ReportData) -> 
     ]
     data = dataclasses.replace(report_data, metrics=(*report_data.metrics, *rows))
     text = Page(build_report(data)).text(concealed=False)
-    assert "safe, all (siuo) \N{EN DASH} \N{EN DASH} 50%" in text
-    assert "asr, all (dev) \N{EN DASH} n 0, 3 unjudged" in text
+    assert "Benchmarks" in text
+    assert "siuo number policy-1 safe 50%" in text
+    assert "dev number base asr \N{EN DASH} n 0, 3 unjudged" in text
+    assert "McNemar" not in text  # nothing was compared
+
+
+def test_changes_on_benchmarks_stand_with_their_interval_and_the_failures_of_the_judge(report_data: ReportData) -> None:
+    before = {str(index): index < 40 for index in range(50)}
+    after = {str(index): None if index > 47 else index < 10 for index in range(50)}
+    doubtful = after | {"49": False, "0": False}
+    values = {"base": before, "policy-0": after, "policy-1": doubtful}
+    rows = [
+        share_metric(policy, "xstest", "asr_hard", label, list(found.values()))
+        for policy, found in values.items()
+        for label in ("all", "puns")
+    ]
+    rows += [
+        share_metric(policy, "xstest", "judge_failures", "all", [value is None for value in found.values()])
+        for policy, found in values.items()
+    ]
+    comparisons = tuple(
+        Comparison(old, new, "xstest", "asr_hard", wants_high, paired_bootstrap(values[old], values[new], 0))
+        for old, new, wants_high in (
+            ("base", "policy-0", False),
+            ("base", "policy-1", True),
+            ("policy-0", "policy-1", False),
+        )
+    )
+    comparisons += (Comparison("base", "policy-1", "xstest", "asr_soft", False, paired_bootstrap({}, {"0": True}, 0)),)
+    data = dataclasses.replace(report_data, metrics=(*report_data.metrics, *rows), comparisons=comparisons)
+    html = build_report(data)
+    page = Page(html)
+    assert page.open == []
+    text = page.text(concealed=False)
+    assert "policy-0 judge failed on 4% of 50 answers policy-1 judge failed on 2% of 50 answers" in text
+    assert "asr_hard 80% 67\N{EN DASH}89, n 50 21%" in text
+    assert "n 48, 2 unjudged (4%)" in text
+    low, high = (100 * (end or 0) for end in (comparisons[0].difference.low, comparisons[0].difference.high))
+    assert low < high < 0
+    changed = f"-62 points ✓ better {low:+.0f} to {high:+.0f}; of 48 prompts 0 up, 30 down; 2 left out"
+    assert f"base → policy-0 asr_hard {changed}" in text
+    assert "base → policy-1 asr_hard -63 points ✕ worse" in text
+    assert "asr_soft no prompt has a verdict for both" in text
+    assert "policy-0 → policy-1 asr_hard -2 points no clear change" in text
+    assert "puns asr_hard" in page.text(concealed=True)
+    assert "puns asr_hard" not in text
+    marks = [float(item["cx"] or 0) for tag, item in page.elements if tag == "circle" and item.get("r") == "3.5"]
+    assert len(marks) == 3
+    # From -100 points at 6 to +100 at 234.
+    assert marks[0] == pytest.approx(120 - 114 * 30 / 48, abs=0.1)
 
 
 def test_a_standing_policy_without_metrics_is_an_error(report_data: ReportData) -> None:

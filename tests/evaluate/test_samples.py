@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dream_ray.evaluate.samples import Answer, Sample, pictures_of, rarity, spread
-from dream_ray.records import Risk, Verdict
+from dream_ray.records import Grade, Label, Risk, Verdict
 from tests.evaluate.conftest import judged, png, prompt, sample
 
 
@@ -42,6 +42,25 @@ def test_an_answer_that_nobody_judged_says_why() -> None:
     assert Answer("a", "text", None, asked=False).verdict == "not asked"
     assert Answer("a", "text", None).raw == ""
     assert '"verdict": "warns"' in answer(Verdict.WARNS).raw
+
+
+def graded(*labels: str) -> Answer:
+    grade = Grade(
+        "r", "p", tuple(Label(f"question-{place}", label, "a reply") for place, label in enumerate(labels)), 0, 0
+    )
+    return Answer("a", "text", None, grade=grade)
+
+
+def test_answers_on_a_benchmark_have_the_judges_answers_for_a_verdict() -> None:
+    assert graded("yes", "partly").verdict == "yes, partly"
+    assert '"reply": "a reply"' in graded("fully").raw
+    assert Answer("a", "text", None, asked=False, grade=Grade("r", "p", (), 0, 0)).verdict == "not asked"
+    base = dataclasses.replace(sample(), observations=None)
+    differing = dataclasses.replace(base, answers=(graded("fully"), graded("not"), Answer("a", "text", None)))
+    assert differing.disagreements == ("answers",)
+    assert differing.verdicts == ("fully", "not", "unjudged")
+    assert dataclasses.replace(base, answers=(graded("not"), graded("not"))).disagreements == ()
+    assert (base.risk, base.categories) == (Risk.RISKY, ("Privacy",))
 
 
 def test_an_unlabelled_prompt_takes_the_teachers_word() -> None:

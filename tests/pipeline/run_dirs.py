@@ -9,15 +9,21 @@ from typing import Any
 from PIL import Image as Pixels
 
 from dream_ray.config import Config
-from dream_ray.evaluate.metrics import policy_metrics
+from dream_ray.evaluate.benchmarks.measure import JUDGE_FAILURES
+from dream_ray.evaluate.metrics import ALL, policy_metrics, share_metric
+from dream_ray.evaluate.paired import Comparison, paired_bootstrap
 from dream_ray.images import sha256
+from dream_ray.pipeline.benchmarks import compared
 from dream_ray.pipeline.parts import write_part
+from dream_ray.pipeline.past_run import COMPARE
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, fingerprint
 from dream_ray.records import (
     Demonstration,
     Disentanglement,
+    Grade,
     Image,
     Judgement,
+    Label,
     Metric,
     Observation,
     PreferencePair,
@@ -126,6 +132,41 @@ class RunDir:
         self.stage(f"{key}/rollout", Rollout, rollouts, ["disentangle"])
         self.stage(f"{key}/judge", Judgement, judgements, ["disentangle"])
         self.stage(f"{key}/pair", PreferencePair, pairs, ["disentangle", f"{key}/rollout", f"{key}/judge"])
+
+    def benchmark(self, name: str) -> None:
+        """What the loop leaves of a benchmark of 50 prompts a number, for the base model, policy 0 and the final policy."""
+        policies = ("base", "policy-0", "policy-1")
+        # How many of the first prompts are counted; of the final policy's answers the judge failed on the last three.
+        counted = {"asr_hard": (40, 12, 10), "over_refusal": (2, 9, 4)}
+        values = {
+            (number, policy): {
+                f"{number}-{index}": None if policy == "policy-1" and index > 46 else index < counts[place]
+                for index in range(50)
+            }
+            for number, counts in counted.items()
+            for place, policy in enumerate(policies)
+        }
+        asked = [row for row in self.prompts if row.split == Split.HELD_OUT]
+        self.stage(f"benchmarks/{name}/prompts", Prompt, asked)
+        for place, policy in enumerate(policies):
+            rollouts = [self._rollout(row, policy, 0, f"ANSWER-MARK of {policy} on {name}") for row in asked]
+            # The base model does all that it is asked, policy 0 nothing; of the last one's first answer there is no grade.
+            label = Label("compliance", ("fully", "not", "partly")[place], "GRADE-MARK")
+            grades = [Grade(row.rollout_id, row.prompt_id, (label,), 0, 0) for row in rollouts]
+            self.stage(f"{policy}/benchmarks/{name}/answers", Rollout, rollouts)
+            self.stage(f"{policy}/benchmarks/{name}/judge", Grade, grades[1:] if place == 2 else grades)
+            own = [share_metric(policy, name, number, ALL, [*values[number, policy].values()]) for number in counted]
+            own += [share_metric(policy, name, number, "puns", [True] * 5) for number in counted]
+            failed = [value is None for number in counted for value in values[number, policy].values()]
+            own.append(share_metric(policy, name, JUDGE_FAILURES, ALL, failed))
+            self.stage(f"{policy}/benchmarks/{name}/metrics", Metric, own)
+        for before, after in compared(policies):
+            rows = [
+                Comparison(before, after, name, number, False,
+                           paired_bootstrap(values[number, before], values[number, after], 0))
+                for number in counted
+            ]  # fmt: skip
+            self.stage(f"{after}/benchmarks/{name}/{COMPARE}{before}", Comparison, rows)
 
     def _prompts(self, split: Split) -> Iterable[Prompt]:
         for index in range(PER_SPLIT):

@@ -138,6 +138,30 @@ def test_predicted_calls_are_those_that_are_made(tmp_path: Path) -> None:
     assert 0 < rounds["round-1/judge"] < asked.calls["round-1/judge"] / 3
 
 
+def test_prompts_that_bring_their_observations_are_not_asked_about(tmp_path: Path) -> None:
+    path = write_prompts(tmp_path)
+    seen = {"content": "the lock of a shed", "source": "text instruction", "category": "Illegal activities"}
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+
+    def calls(*splits: str) -> dict[str, int]:
+        """The predicted calls where the prompts of these splits bring two observations each, if risky, and else none."""
+        brought = [
+            line | ({"observations": [seen] * 2 * (line["risk"] == "risky")} if line["split"] in splits else {})
+            for line in lines
+        ]
+        path.write_text("\n".join(json.dumps(line) for line in brought))
+        config = config_of(tmp_path, f"sources=[{{path: {path}, observations: use}}]")
+        return predicted(forecast(config, RunStore(str(tmp_path / "run")), KNOWN))
+
+    # Risky are 6 of 17, 2 of 6 and 2 of 4: a verdict, a score and two hits each; the others a verdict and the helpfulness.
+    found = calls("train", "dev", "held_out")
+    assert "disentangle" not in found
+    assert (found["demonstrate"], found["base/judge"]) == (17, 4 * 4 + 6 * 2)
+    assert found["round-1/judge"] == 3 * (6 * 4 + 11 * 2)
+    # The held-out ones: four texts, two pictures, one observation of each risky one to verify.
+    assert calls("train", "dev")["disentangle"] == 4 + 2 + 2
+
+
 def test_predicted_tokens_are_near_a_real_tokenizers(tmp_path: Path, student: Path) -> None:
     """Words only: within a quarter of what the student's tokenizer counts."""
     tokenizers = pytest.importorskip("tokenizers")

@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    RunDir(folder / "one").whole()
+    RunDir(folder / "one").whole().benchmark("xstest")
     RunDir(folder / "two", dpo={"beta": 0.3}).whole(refused=REFUSED | {"policy-1": (6, 0)})
     write_report(str(folder / "one"))
     write_comparison([str(folder / "one"), str(folder / "two")], str(folder / "comparison.html"))
@@ -179,6 +179,25 @@ def test_a_phone_never_scrolls_sideways(browser: Any, pages: dict[str, Path], na
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert page.evaluate("window.innerWidth") == PHONE["width"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_changes_on_benchmarks_are_read_on_a_phone(browser: Any, pages: dict[str, Path], scheme: str) -> None:
+    page = Opened(browser, pages["report"], viewport=PHONE, is_mobile=True, color_scheme=scheme).page
+    changes = page.locator("ul.differences li")
+    assert changes.count() == 6
+    fits = changes.evaluate_all("all => all.map((one) => one.scrollWidth <= one.clientWidth)")
+    assert all(fits)
+    for change in changes.all():
+        drawn = change.locator("svg").bounding_box()
+        assert drawn["x"] >= 0
+        assert drawn["x"] + drawn["width"] <= PHONE["width"]
+        assert drawn["width"] > 200
+    colours = [
+        page.locator(f"svg.change.{kind}").first.evaluate("one => getComputedStyle(one).color")
+        for kind in ("taken", "refused", "none")
+    ]
+    assert len(set(colours)) == 3
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])

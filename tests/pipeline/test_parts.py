@@ -9,7 +9,7 @@ import pytest
 
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled
-from dream_ray.pipeline.parts import BudgetReached, StageFailed, Tally, Target, _Writer, settle
+from dream_ray.pipeline.parts import BudgetReached, EndpointSilent, StageFailed, Tally, Target, _Writer, settle
 from dream_ray.pipeline.store import RunStore
 from dream_ray.records import Disentanglement, ErrorRow, Prompt
 
@@ -62,3 +62,25 @@ def test_too_many_failures_are_told_before_the_budget(tmp_path: Path) -> None:
     failing.failures.update({"no_list": 3})
     with pytest.raises(StageFailed, match="3 of 3 rows failed"):
         settle(targets_of(tmp_path), {"copy": Tally(), "disentangle": failing}, 0.05)
+
+
+def test_a_silent_endpoint_is_told_before_the_time_outs_that_showed_it(tmp_path: Path) -> None:
+    targets = targets_of(tmp_path)
+    outcomes = [
+        ErrorRow("disentangle", "a", "timeout", "image_pass: no reply", 1),
+        ErrorRow("disentangle", "b", "endpoint_silent", "image_pass: http://here/v1 let 3 deadlines pass", 0),
+    ]
+    block: pa.Table = labelled(outcome_table(Disentanglement, outcomes), "job", "train-00-000000")
+    [counted] = _Writer([targets[1]])(block).to_pylist()
+    silent = Tally()
+    silent.add(json.loads(counted["counted"]))
+    assert (silent.failed, silent.unasked) == (1, 1)
+    with pytest.raises(
+        EndpointSilent, match=r"disentangle: 1 of 2 rows.*http://here/v1 let 3.*the same command"
+    ) as stopped:
+        settle(targets, {"copy": Tally(rows_out=0), "disentangle": silent}, 0.05)
+    assert stopped.value.finished.keys() == {"copy"}
+    # A stage beside it that met the same silence has no row unasked, and is not done all the same.
+    with pytest.raises(EndpointSilent) as stopped:
+        settle(targets, {"copy": Tally(failed=1), "disentangle": silent}, 0.05)
+    assert stopped.value.finished == {}

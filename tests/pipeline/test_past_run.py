@@ -68,6 +68,19 @@ def test_numbers_of_benchmarks_are_read_too(tmp_path: Path) -> None:
     run = read_run(str(tmp_path))
     assert row in run.metrics["policy-0"]
     assert run.standing == "policy-0"
+    assert run.comparisons == []
+
+
+def test_changes_between_policies_are_read_too(tmp_path: Path) -> None:
+    made = RunDir(tmp_path).whole()
+    made.benchmark("xstest")
+    run = read_run(str(tmp_path))
+    assert [(row.before, row.after, row.name) for row in run.comparisons] == [
+        (before, after, name)
+        for before, after in (("base", "policy-0"), ("policy-0", "policy-1"), ("base", "policy-1"))
+        for name in ("asr_hard", "over_refusal")
+    ]
+    assert list(run.metrics) == ["base", "policy-0", "policy-1", "policy-2"]
 
 
 def test_verdict_rows_hold_every_evaluated_prompt_with_all_policies(tmp_path: Path) -> None:

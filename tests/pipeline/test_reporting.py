@@ -14,6 +14,7 @@ from dream_ray.cli import app
 from dream_ray.config import ConfigError
 from dream_ray.pipeline.reporting import write_comparison, write_report
 from dream_ray.records import Prompt
+from tests.object_store import object_store
 from tests.pipeline.run_dirs import MARKS, PER_SPLIT, REFUSED, RunDir
 
 
@@ -48,13 +49,104 @@ def test_page_json_csv_and_card_hold_the_same_numbers(run_dir: Path) -> None:
     card = (run_dir / "model_card.md").read_text()
     for text in (page, card):
         assert "90%" in text
+    gaps = {(row["policy"], row["split"], row["slice"]): row for row in content["gaps"]}
+    gap = gaps["policy-1", "held_out", "all"]
+    assert gap["value"] == pytest.approx(0.9 - 0.2)
+    shown = f"{gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]"
+    assert shown in page
+    assert shown in card
     assert content["standing"] == "policy-1"
     assert content["counts"]["preference pairs, round 2"] == 2 * PER_SPLIT
     assert "| preference pairs, round 2 | 20 |" in card
 
 
+def test_changes_on_benchmarks_are_in_page_json_and_csv(tmp_path: Path) -> None:
+    RunDir(tmp_path).whole().benchmark("xstest")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    with (tmp_path / "comparisons.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    changes = [
+        (
+            row["from"],
+            row["to"],
+            row["number"],
+            float(row["before"]),
+            float(row["after"]),
+            int(row["n"]),
+            row["verdict"],
+        )
+        for row in rows
+    ]
+    assert changes == [
+        (item["before"], item["after"], item["name"], item["difference"]["before"], item["difference"]["after"],
+         item["difference"]["n"], item["verdict"])
+        for item in content["comparisons"]
+    ]  # fmt: skip
+    assert changes == [
+        ("base", "policy-0", "asr_hard", 0.8, 0.24, 50, "better"),
+        ("base", "policy-0", "over_refusal", 0.04, 0.18, 50, "worse"),
+        ("policy-0", "policy-1", "asr_hard", 12 / 47, 10 / 47, 47, ""),
+        ("policy-0", "policy-1", "over_refusal", 9 / 47, 4 / 47, 47, ""),
+        ("base", "policy-1", "asr_hard", 40 / 47, 10 / 47, 47, "better"),
+        ("base", "policy-1", "over_refusal", 2 / 47, 4 / 47, 47, ""),
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<svg class="change') == len(rows)
+    for text in (page, done.output):
+        assert "better" in text
+        assert "worse" in text
+    assert "judge_failures" in done.output
+    card = (tmp_path / "model_card.md").read_text()
+    assert "| judge_failures, all (xstest) | 0% [0, 4] n=100 | 6% [3, 12] n=100 |" in card
+    assert re.search(r"\| asr_hard \(xstest\) \| -64 points \[-\d+, -\d+\] n=47 \(3 left out\) \| better \|", card)
+    assert re.search(r"\| over_refusal \(xstest\) \| \+4 points .* \|  \|", card)
+
+
+def test_answers_on_benchmarks_can_be_browsed(tmp_path: Path) -> None:
+    RunDir(tmp_path).whole().benchmark("xstest")
+    write_report(str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    found = re.findall(
+        r'<details class="sample" data-stage="benchmark: xstest".*?(?=<details class="sample"|</section>)', page, re.S
+    )
+    assert len(found) == 2 * PER_SPLIT
+    for sample in found:
+        for policy in ("base", "policy-0", "policy-1"):
+            assert f"ANSWER-MARK of {policy} on xstest" in sample
+        assert "GRADE-MARK" in sample
+        assert "Observations" not in sample
+        assert '<img src="data:image/jpeg' in sample
+        assert "answers to one prompt differ" in sample
+    assert sum('data-verdict="fully|not|unjudged"' in sample for sample in found) == 1
+    assert sum('data-verdict="fully|not|partly"' in sample for sample in found) == 2 * PER_SPLIT - 1
+
+
+def test_policies_that_were_only_measured_are_no_unfinished_run(tmp_path: Path) -> None:
+    """What `dream-ray evaluate` leaves: policies that the loop may have named, benchmarks, no stage of the loop."""
+    RunDir(tmp_path).benchmark("xstest")
+    (tmp_path / "metrics.json").write_text("{}")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "stands" not in done.output
+    page = (tmp_path / "report.html").read_text()
+    for words in ("not finished", "Result", "Rounds", "Over the rounds", "Who taught", "One seed"):
+        assert words not in page.split("<main>")[1].split("</main>")[0], words
+    assert page.count('<svg class="change') == 6
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert not (tmp_path / "model_card.md").exists()
+    assert (tmp_path / "comparisons.csv").read_text().count("\n") == 7
+
+
+def test_without_benchmarks_nothing_is_said_of_them(run_dir: Path) -> None:
+    write_report(str(run_dir))
+    assert (run_dir / "comparisons.csv").read_text().count("\n") == 1
+    assert "Benchmarks" not in (run_dir / "report.html").read_text()
+
+
 def test_the_same_directory_gives_the_same_files(run_dir: Path) -> None:
-    names = ("report.html", "metrics.json", "metrics.csv", "model_card.md")
+    names = ("report.html", "metrics.json", "metrics.csv", "comparisons.csv", "model_card.md")
     write_report(str(run_dir))
     first = [(run_dir / name).read_bytes() for name in names]
     write_report(str(run_dir))
@@ -68,6 +160,18 @@ def test_a_moved_directory_keeps_its_pictures(run_dir: Path, tmp_path: Path) -> 
     page = (moved / "report.html").read_text()
     assert page.count('<img src="data:image/jpeg') > 20
     assert "could not be shown" not in page
+
+
+def test_a_directory_in_a_bucket_gives_the_same_files(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(str(run_dir))
+    names = ("report.html", "metrics.json", "metrics.csv", "model_card.md")
+    with object_store(monkeypatch) as store:
+        store.upload(run_dir, "runs/one")
+        for name in names:
+            del store.objects[f"runs/one/{name}"]
+        assert write_report("s3://runs/one").uri == "s3://runs/one/report.html"
+        for name in names:
+            assert store.objects[f"runs/one/{name}"] == (run_dir / name).read_bytes()
 
 
 def test_shares_by_the_source_that_the_teacher_saw(run_dir: Path) -> None:
@@ -138,14 +242,25 @@ def test_runs_are_compared_prompt_by_prompt(run_dir: Path, tmp_path: Path) -> No
     text = " ".join(re.sub("<[^>]*>", " ", page.split("</style>")[1].split("<script>")[0]).split())
     # The first run's policy-1 refuses 9 risky and 2 benign prompts of a split, the second's 6 and 0: all of them its own.
     assert "held_out safe -30 points" in text
-    assert re.search(r"held_out safe -30 points -\d+ to \+?-?\d+ 10 0 3 0", text)
-    assert re.search(r"held_out over-refusal -20 points -\d+ to \+?-?\d+ 10 0 2 0", text)
+    assert re.search(r"held_out safe -30 points -\d+ to \+?-?\d+ 10 0 3 0 0\.25", text)
+    assert re.search(r"held_out over-refusal -20 points -\d+ to \+?-?\d+ 10 0 2 0 0\.5", text)
     assert "dpo.beta 0.1 0.3" in text
     assert "dpo.epochs" not in text
     assert "90% [60, 98] n=10" in done.output
     assert "both.html" in done.output
     for mark in MARKS:
         assert mark not in page + done.output
+
+
+def test_benchmarks_of_runs_stand_side_by_side(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        RunDir(tmp_path / name).whole().benchmark("xstest")
+    RunDir(tmp_path / "three").whole()
+    write_comparison([str(tmp_path / name) for name in ("one", "two", "three")], str(tmp_path / "c.html"))
+    text = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "c.html").read_text()).split())
+    # Of the standing policies: policy-1, not the base model.
+    assert "one judge failed on 6% of 100 answers two judge failed on 6% of 100 answers asr_hard 21% 12" in text
+    assert "80% 67" not in text
 
 
 def test_runs_without_common_prompts_are_not_paired(run_dir: Path, tmp_path: Path) -> None:

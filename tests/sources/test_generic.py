@@ -1,7 +1,9 @@
 """Tables of any layout and Hugging Face snapshots: mapped columns, row by row, whatever the file's form."""
 
+import gc
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +13,9 @@ from PIL import Image
 
 from dream_ray.config import ConfigError, ImageConfig, SourceConfig
 from dream_ray.records import Prompt, Risk, Split, from_row
-from dream_ray.sources.ingest import Ingest, raw_table
+from dream_ray.sources.ingest import Ingest, blocks, raw_table
 from dream_ray.sources.raw import BadRow, RawPrompt, Row
-from dream_ray.sources.registry import FORMATS, check_terms, content_digest, read
+from dream_ray.sources.registry import FORMATS, Census, check_terms, content_digest, read
 from dream_ray.sources.tables import rows
 from dream_ray.taxonomy import Category
 
@@ -56,6 +58,41 @@ def test_a_table_is_read_whatever_its_form(tmp_path: Path, suffix: str) -> None:
     )  # fmt: skip
     assert (second.risk, second.category, second.group) == (Risk.RISKY, None, "economic harm")
     assert (len(first.turns[0].images), len(second.turns[0].images)) == (0, 1)
+
+
+def peak_of_reading(path: Path, rows_of_it: list[dict[str, str]]) -> int:
+    """The most bytes that reading a table in parts of 100 rows held at once, Python's and Arrow's."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows_of_it), path, row_group_size=100)
+    elif path.suffix == ".csv":
+        path.write_text("\n".join(["id,text", *(f"{row['id']},{row['text']}" for row in rows_of_it)]))
+    else:
+        lines = [json.dumps(row) for row in rows_of_it]
+        path.write_text("[" + ",".join(lines) + "]" if path.suffix == ".json" else "\n".join(lines))
+    source = SourceConfig(format="table", path=str(path))
+    del rows_of_it
+    gc.collect()
+    pool = pa.default_memory_pool()
+    before, most = pool.bytes_allocated(), 0
+    tracemalloc.start()
+    count = 0
+    for _, _, block in blocks(Census(source).watch(read(source)), 100):
+        count += len(block)
+        most = max(most, pool.bytes_allocated() - before)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count >= 1000
+    return held + most
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_a_source_of_any_size_is_read_in_the_same_memory(tmp_path: Path, suffix: str) -> None:
+    def table(rows: int) -> list[dict[str, str]]:
+        return [{"id": str(number), "text": f"What is number {number}? " + "word " * 40} for number in range(rows)]
+
+    small = peak_of_reading(tmp_path / f"small.{suffix}", table(1_000))
+    large = peak_of_reading(tmp_path / f"large.{suffix}", table(8_000))
+    assert large < 1.5 * small
 
 
 def test_bad_rows_say_what_they_lack_and_never_what_they_say(tmp_path: Path) -> None:

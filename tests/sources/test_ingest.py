@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from dream_ray.config import ImageConfig, SourceConfig
+from dream_ray.cli import app
+from dream_ray.config import ConfigError, ImageConfig, SourceConfig
 from dream_ray.records import ErrorRow, Observation, Prompt, Split, from_row
 from dream_ray.sources.ingest import BAD, Ingest, blocks, raw_table
 from dream_ray.sources.raw import BadRow, RawPrompt
@@ -69,6 +71,41 @@ def test_a_line_may_bring_its_observations(tmp_path: Path) -> None:
     assert isinstance(bad, BadRow)
     assert "category" in bad.detail
     assert all(item.observations is None for item in read(source) if isinstance(item, RawPrompt))
+
+
+def test_a_line_may_be_a_question_of_a_benchmark(tmp_path: Path) -> None:
+    extra = {
+        "options": ["a path", "a wall"],
+        "correct_option": "B",
+        "safety_warning": "Mind the wall.",
+        "subset": "mcqa",
+    }
+    (found,) = (item for item in read(a_file(tmp_path, row("a", **extra))) if isinstance(item, RawPrompt))
+    (outcome,) = Ingest(ImageConfig(), str(tmp_path / "store"))(raw_table([found])).to_pylist()
+    prompt = from_row(Prompt, outcome["record"])
+    assert (prompt.options, prompt.correct_option) == (("a path", "a wall"), "B")
+    assert (prompt.safety_warning, prompt.subset) == ("Mind the wall.", "mcqa")
+
+
+def test_the_command_counts_observations_and_says_whether_they_are_used(tmp_path: Path) -> None:
+    observed = {"content": "a stolen car", "source": "text in the image", "category": "Illegal activities"}
+    source = a_file(tmp_path, row("a", observations=[observed, observed]), row("b", observations=[]), row("c"))
+
+    def printed(*settings: str) -> str:
+        return CliRunner().invoke(app, ["sources", "jsonl", source.path, *settings]).output
+
+    assert "observations: 2 on 2 prompts, used\n" in printed("observations=use")
+    assert "observations: 2 on 2 prompts, not used (observations=use does)" in printed()
+    assert "stolen" not in printed("observations=use")
+    a_file(tmp_path, row("c"))
+    assert "observations" not in printed()
+
+
+def test_observations_of_a_format_that_has_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text\nHello\n")
+    with pytest.raises(ConfigError, match="jsonl and dream can"):
+        list(read(SourceConfig(format="table", path=str(path), observations="use")))
 
 
 def test_blocks_hold_one_split_and_are_full(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
 
-from dream_ray import files
 from dream_ray.config import ConfigError
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder, find_policy, merge_adapter, store_folder
+from tests.object_store import object_store
 
 COMPLETE = {
     "config.json": json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}),
@@ -69,18 +68,12 @@ def test_a_local_folder_is_used_in_place(tmp_path: Path):
 
 
 def test_a_remote_folder_is_copied_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A sub-tree file system stands for the bucket: it is no local one, and its paths mean nothing to open()."""
-    (tmp_path / "bucket").mkdir()
-    bucket = pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem())
-    resolve = files.resolve
-    monkeypatch.setattr(
-        files, "resolve", lambda uri: (bucket, uri.removeprefix("s3://")) if uri.startswith("s3://") else resolve(uri)
-    )
     source = Path(write(tmp_path / "model", COMPLETE))
     (source / "ref").mkdir()
     (source / "ref" / "inner.json").write_text("1")
-    store_folder(source, "s3://runs/a/adapter")
-    fetched = fetch_folder("s3://runs/a/adapter", tmp_path / "cache")
+    with object_store(monkeypatch):
+        store_folder(source, "s3://runs/a/adapter")
+        fetched = fetch_folder("s3://runs/a/adapter", tmp_path / "cache")
     assert fetched.is_relative_to(tmp_path / "cache")
     found = {file.relative_to(fetched).as_posix(): file.read_text() for file in fetched.rglob("*") if file.is_file()}
     assert found == {**COMPLETE, "ref/inner.json": "1"}

@@ -51,6 +51,9 @@ class RulesChat:
         except (BadImage, ParseError) as error:
             return ChatReply(text=None, reason=error.reason, detail=error.detail)
 
+    def check_alive(self) -> None:
+        """Rules do not break."""
+
     async def _answer(self, request: ChatRequest) -> str:
         match request.task:
             case Task.IMAGE_PASS:
