@@ -66,14 +66,23 @@ def run_job(
 
     from dream_ray.pipeline.attempt import attempt
     from dream_ray.pipeline.cluster import connected, scorer
-    from dream_ray.pipeline.lease import LeaseLost
-    from dream_ray.pipeline.parts import StageFailed
     from dream_ray.pipeline.run import Run
 
-    try:
+    def carry_out() -> Callable[[], None]:
         current = Run(config, target)
         with attempt(current.store, config), connected(config), scorer(current) as scorer_url:
-            tell = work(current, scorer_url)
+            return work(current, scorer_url)
+
+    return _ended(carry_out, target)
+
+
+def _ended(carry_out: Callable[[], Callable[[], None]], target: str) -> int:
+    """Do the work of an attempt at `target`, print what it gives to print, or say how it failed; the exit code."""
+    from dream_ray.pipeline.lease import LeaseLost
+    from dream_ray.pipeline.parts import StageFailed
+
+    try:
+        tell = carry_out()
     except ConfigError as error:
         complain(error)
         return UNUSABLE
@@ -111,31 +120,20 @@ def evaluate_policies(
     from dream_ray.evaluate.benchmark_table import render_benchmarks
     from dream_ray.pipeline.attempt import attempt
     from dream_ray.pipeline.cluster import connected
-    from dream_ray.pipeline.lease import LeaseLost
-    from dream_ray.pipeline.parts import StageFailed
 
-    try:
+    def carry_out() -> Callable[[], None]:
         with attempt(RunStore(target), plan.config), connected(plan.config):
             measured, page = evaluation.carry_out(plan, target)
-    except ConfigError as error:
-        complain(error)
-        return UNUSABLE
-    except (StageFailed, LeaseLost) as error:
-        complain(error)
-        return FAILED
-    except OSError as error:
-        if not files.is_of_storage(error):
-            raise
-        complain(files.explain(error))
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
-        return STOPPED
-    console = make_console()
-    console.print(render_benchmarks(measured.metrics, measured.comparisons))
-    console.print(f"judge: {evaluation.judge_name(plan.config)}", highlight=False)
-    print_page("report", page.uri, page.size)
-    return OK
+
+        def tell() -> None:
+            console = make_console()
+            console.print(render_benchmarks(measured.metrics, measured.comparisons))
+            console.print(f"judge: {evaluation.judge_name(plan.config)}", highlight=False)
+            print_page("report", page.uri, page.size)
+
+        return tell
+
+    return _ended(carry_out, target)
 
 
 def serve_scorer(config_path: str, overrides: list[str]) -> int:

@@ -75,10 +75,7 @@ def lora_training(shape: ModelShape, train: Training) -> Parts:
         "adapter": float(FLOAT * adapter * (2 if train.reference else 1)),
         "gradients": float(FLOAT * adapter * (2 if train.workers > 1 else 1)),
         "optimiser": float(2 * FLOAT * adapter),
-        "activations": activations(shape, train),
-        "vocabulary": vocabulary_tiles(shape, train),
-        "images": image_bytes(shape, train.sequences * train.tokens, _bytes(train.bf16)),
-        "runtime": RUNTIME_GIB * GIB,
+        **_of_a_step(shape, train),
     }
 
 
@@ -94,6 +91,13 @@ def full_training(shape: ModelShape, train: Training) -> Parts:
         "weights": float(FLOAT * trained + shape.vision_parameters * _bytes(train.bf16) + second),
         "gradients": float(FLOAT * trained * (2 if train.workers > 1 else 1)),
         "optimiser": float(2 * FLOAT * trained),
+        **_of_a_step(shape, train),
+    }
+
+
+def _of_a_step(shape: ModelShape, train: Training) -> Parts:
+    """What a training step holds whatever is trained."""
+    return {
         "activations": activations(shape, train),
         "vocabulary": vocabulary_tiles(shape, train),
         "images": image_bytes(shape, train.sequences * train.tokens, _bytes(train.bf16)),

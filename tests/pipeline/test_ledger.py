@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -181,15 +181,6 @@ def observe(run: Run, log: Path) -> list[object]:
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
     return [run.done(copies), *run.carry_out([copies, plan], work)]
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.slow

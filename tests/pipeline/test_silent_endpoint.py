@@ -1,7 +1,7 @@
 """A stage whose teacher's endpoint hangs from some moment on: it ends, says why, and goes on when the endpoint does."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,15 +55,6 @@ def demonstrate(run: Run) -> None:
         return {"demonstrate": Outcome(run_pass("demonstrate", items, read, stages, [target], 0.05)["demonstrate"])}
 
     run.carry_out([plan], work)
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.slow
