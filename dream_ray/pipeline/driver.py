@@ -63,6 +63,7 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
         result.policies[policy.name] = policy
         result.metrics[policy.name] = evaluate(run, policy, prompts, sampled[policy.name])[1]
 
+    taken = [result.metrics[initial.name]]
     for number in range(1, rounds + 1):
         key = f"round-{number}"
         if key not in sampled:
@@ -78,12 +79,12 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
         result.policies[candidate.name] = candidate
         result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]
 
-        before, after = (result.metrics[name] for name in (result.standing.name, candidate.name))
-        decision = accept_round(before, after, config.max_failure_rate)
+        decision = accept_round(taken, result.metrics[candidate.name], config.max_failure_rate)
         result.rounds.append(RoundRow(number, result.standing.name, candidate.name, decision.taken, decision.reason))
         log.info("%s: %s", key, decision.reason)
         if decision.taken:
             result.standing, result.trained = candidate, trained
+            taken.append(result.metrics[candidate.name])
         else:
             sampled.pop(f"round-{number + 1}", None)  # drawn from the refused policy
 

@@ -140,6 +140,7 @@ class _Walk:
         self._answers(answers_job(config, base, None), prompts, observed)
         metrics = self._answers(answers_job(config, start, standing), prompts, observed)
 
+        taken = [] if metrics is None else [metrics]
         undecided = ""
         for number in range(1, config.rounds + 1):
             rollouts, judgements = self._sampled(
@@ -149,9 +150,10 @@ class _Walk:
             trained = self._free(self._plans.dpo(number, prompts, pairs, standing, start.name), undecided)
             candidate = Policy(f"policy-{number}", config.student.model, None)
             found = self._answers(answers_job(config, candidate, trained), prompts, observed, undecided)
-            if metrics is not None and found is not None and not undecided:
-                if accept_round(metrics, found, config.max_failure_rate).taken:
-                    start, standing, metrics = candidate, trained, found
+            if taken and found is not None and not undecided:
+                if accept_round(taken, found, config.max_failure_rate).taken:
+                    start, standing = candidate, trained
+                    taken.append(found)
             else:
                 undecided = undecided or f"round {number}"
                 start, standing = candidate, trained

@@ -72,14 +72,15 @@ class PastRun:
     def rounds(self) -> list[RoundRow]:
         """What became of each round whose policy has been evaluated."""
         rows: list[RoundRow] = []
-        standing = "policy-0"
+        taken = ["policy-0"]
         for number in range(1, self.config.rounds + 1 if self.aligns else 0):
             candidate = f"policy-{number}"
-            if standing not in self.metrics or candidate not in self.metrics:
+            if any(name not in self.metrics for name in (*taken, candidate)):
                 break
-            decision = accept_round(self.metrics[standing], self.metrics[candidate], self.config.max_failure_rate)
-            rows.append(RoundRow(number, standing, candidate, decision.taken, decision.reason))
-            standing = candidate if decision.taken else standing
+            before = [self.metrics[name] for name in taken]
+            decision = accept_round(before, self.metrics[candidate], self.config.max_failure_rate)
+            rows.append(RoundRow(number, taken[-1], candidate, decision.taken, decision.reason))
+            taken += [candidate] if decision.taken else []
         return rows
 
     @property

@@ -154,50 +154,63 @@ DEV = twins(20, Split.DEV)
 
 @pytest.mark.parametrize(
     ("after", "taken"),
-    [((0.8, 0.1), True), ((0.7, 0.2), True), ((0.9, 0.4), True), ((0.7, 0.25), False), ((0.0, 0.0), False)],
-    ids=["better", "equal", "equal-elsewhere", "worse", "collapsed"],
+    [
+        ((0.8, 0.1), True),
+        ((0.7, 0.2), True),
+        ((0.9, 0.4), True),
+        ((0.6, 0.2), True),
+        ((0.6, 0.25), False),
+        ((0, 0), False),
+    ],
+    ids=["better", "equal", "equal-elsewhere", "worse-by-noise", "worse", "collapsed"],
 )
-def test_a_round_is_taken_where_the_dev_gap_is_no_worse(after: tuple[float, float], taken: bool) -> None:
-    decision = accept_round(metrics_of("policy-0", 0.7, 0.2, DEV), metrics_of("policy-1", *after, DEV))
+def test_a_round_is_taken_unless_the_dev_gap_falls_by_more_than_its_standard_error(
+    after: tuple[float, float], taken: bool
+) -> None:
+    # sqrt(0.7 * 0.3 / 20 + 0.2 * 0.8 / 20) = 0.136
+    decision = accept_round([metrics_of("policy-0", 0.7, 0.2, DEV)], metrics_of("policy-1", *after, DEV))
     assert decision.taken is taken
-    assert "from +0.500 to " in decision.reason
+    assert "the best so far +0.500 ± 0.136 (standard error, n = 20 + 20)" in decision.reason
     assert decision.reason.startswith("taken" if taken else "refused")
 
 
-def test_rounding_refuses_no_round() -> None:
-    before, after = metrics_of("p", 0.9, 0.4, DEV), metrics_of("q", 0.7, 0.2, DEV)
-    old, new = safety_gap(before, "dev"), safety_gap(after, "dev")
-    assert old is not None
-    assert new is not None
-    assert new < old  # 0.7 - 0.2 and 0.9 - 0.4 differ in floating point
-    assert accept_round(before, after).taken
+def test_small_losses_do_not_add_up() -> None:
+    best, taken = metrics_of("policy-0", 0.7, 0.2, DEV), metrics_of("policy-1", 0.6, 0.2, DEV)
+    candidate = metrics_of("policy-2", 0.5, 0.2, DEV)
+    assert accept_round([taken], candidate).taken
+    assert not accept_round([best, taken], candidate).taken
+
+
+def test_a_round_needs_something_to_be_compared_with() -> None:
+    with pytest.raises(ValueError, match="at least policy 0's"):
+        accept_round([], metrics_of("policy-1", 0.7, 0.2, DEV))
 
 
 def test_held_out_prompts_decide_nothing() -> None:
     held_out = twins(20, Split.HELD_OUT)
     before = metrics_of("policy-0", 0.7, 0.2, DEV) + metrics_of("policy-0", 1.0, 0.0, held_out)
     after = metrics_of("policy-1", 0.7, 0.2, DEV) + metrics_of("policy-1", 0.0, 1.0, held_out)
-    assert accept_round(before, after).taken
+    assert accept_round([before], after).taken
 
 
 def test_an_unknown_gap_refuses_on_either_side() -> None:
     known, unknown = metrics_of("p", 0.7, 0.2, DEV), metrics_of("q", 1.0, 0.0, DEV, unjudged=len(DEV))
     for pair, role in (((unknown, known), "the standing policy"), ((known, unknown), "the new policy")):
-        decision = accept_round(*pair)
+        decision = accept_round([pair[0]], pair[1])
         assert not decision.taken
         assert f"gap of {role} is not known (0 of 40" in decision.reason
-    assert not accept_round(known, []).taken
+    assert not accept_round([known], []).taken
 
 
 @pytest.mark.parametrize(("unjudged", "taken"), [(2, True), (3, False)], ids=["5 %", "7.5 %"])
 def test_too_many_judge_failures_refuse_a_better_policy(unjudged: int, taken: bool) -> None:
     standing, better = metrics_of("p", 0.1, 0.2, DEV), metrics_of("q", 1.0, 0.0, DEV, unjudged=unjudged)
-    assert accept_round(standing, better).taken is taken
-    refused = accept_round(metrics_of("p", 0.1, 0.2, DEV, unjudged=3), metrics_of("q", 1.0, 0.0, DEV))
+    assert accept_round([standing], better).taken is taken
+    refused = accept_round([metrics_of("p", 0.1, 0.2, DEV, unjudged=3)], metrics_of("q", 1.0, 0.0, DEV))
     assert not refused.taken
     assert "no verdict on 3 of 40 dev prompts of the standing policy (7.5%, the limit is 5.0%)" in refused.reason
 
 
 def test_the_limit_of_judge_failures_can_be_the_run_s() -> None:
     standing, better = metrics_of("p", 0.1, 0.2, DEV), metrics_of("q", 1.0, 0.0, DEV, unjudged=3)
-    assert accept_round(standing, better, max_unjudged=0.1).taken
+    assert accept_round([standing], better, max_unjudged=0.1).taken
