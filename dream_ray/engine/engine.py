@@ -3,9 +3,9 @@
 Contract: `Engine` starts vLLM's `LLMEngine` and calls it, and its processor, from one thread only. `submit` hands over
 some prompts together and returns one future each: the engine's `RequestOutput`, or a `Rejected` that says why this one
 prompt cannot be sampled. A future raises only for what spoils every row: EngineError for an adapter or an image that the
-engine ignores, EngineDied for an engine that broke, or that has work and gives no sign of life for `timeout_s`; from then
-on `check_alive` raises as well. `close` ends the thread and with it the engine's processes. Knows nothing of Ray and of our
-records.
+engine ignores, EngineDied for an engine that broke, whose process ended, or that has work and gives no sign of life for
+`timeout_s`; from then on `check_alive` raises as well. `close` ends the thread and with it the engine's processes. Knows
+nothing of Ray and of our records.
 
 Why not `vllm.LLM`: it takes the next prompts only when the last of the present ones is done. Why not `AsyncLLM`: it
 always starts the engine in a process of its own, which doubles the start on a CPU and can outlive a killed actor.
@@ -102,6 +102,8 @@ class Engine:
         self._end: tuple[str, Exception] | None = None
         """Why nothing comes out of the engine any more: in a word, and as the error of what is asked, which may quote it."""
         self._hangs = False
+        self._process: Any = None
+        """What vLLM knows of the engine's own process, where it has one; its `engine_dead` says that it ended."""
         self._closed = threading.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, started), name="vllm-engine", daemon=True)
@@ -140,8 +142,11 @@ class Engine:
         _fail(self._open.copy(), error)
 
     def _watch(self) -> None:
-        """Fail what is asked of an engine that hangs."""
+        """Fail what is asked of an engine that hangs, or whose process ended: vLLM's client waits for that one's answer."""
         while not self._closed.wait(min(1.0, self._timeout_s / 4)):
+            if getattr(self._process, "engine_dead", False):
+                self._hangs = True
+                return self._fail_all("its process ended", EngineDied("the engine's process ended without a word"))
             alive_at = self._alive_at
             if alive_at is not None and time.monotonic() - alive_at > self._timeout_s:
                 self._hangs = True
@@ -158,6 +163,7 @@ class Engine:
         except BaseException as error:  # whatever it is, the constructor that waits has to raise it
             started.set_exception(error)
             return
+        self._process = getattr(engine.engine_core, "resources", None)
         started.set_result(None)
         try:
             while self._admit_waiting(engine):

@@ -1,14 +1,15 @@
 """Rows that kill what they are worked on in: told by what was under way when it died, and set aside.
 
-    <run_dir>/in_flight/<job>/<part>.json    {"deaths": 1, "killed": []}
+    <run_dir>/in_flight/<job>/<part>.json    {"deaths": 1, "told": false, "killed": []}
 
 Contract: `Guarded` is a Ray Data actor class around another one, which maps a block (rows of one part) to a table. When an
 actor's process dies, Ray starts it again and gives it the same blocks, without end. So before a block is handed over, a file
-says what is true should the process die now, and after it the file goes. Who finds such a file narrows the search: after one
-death the part is alone in its actor; after TOGETHER deaths its rows are, one at a time, and one that dies so becomes
-what the actor's `set_aside` makes of it, an ErrorRow with the reason KILLED. An engine that broke or hangs (EngineDied)
-ends its process, so that Ray starts another: a death like all others. Where the first rows of a part all die, it is not
-the rows: EngineError.
+says what is true should the process die now, and after it the file goes. Who finds such a file narrows the search until each
+row is alone in its actor, and one that dies so becomes what the actor's `set_aside` makes of it, an ErrorRow with the
+reason KILLED. An engine that broke, hangs or lost its process (EngineDied) is told before its actor's process ends, so that
+Ray starts another: the rows that were in it are alone at once, and the one that broke it is set aside after two tries. A
+process that ends without a word most often went with its machine, and no row is to blame: the part gets one more try as
+a whole, alone in its actor, before its rows do. Where the first rows of a part all die, it is not the rows: EngineError.
 
 While nothing dies, this costs one look, one small file written and one removed a part. The folder belongs to one pass
 (run.py): the actors of a driver that was killed die with it, which must accuse no row.
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 KILLED = "killed_its_process"
 """The reason of a row that was set aside."""
 TOGETHER = 2
-"""Deaths of a part before its rows are told apart. One is what every lost machine costs: sampling rows one at a time then
-would take longer than the engine's start."""
+"""Deaths without a word of a part before its rows are told apart. One is what every lost machine costs: sampling all that
+was in its engines row by row then would take longer than an engine's start."""
 NOT_THE_ROWS = 3
 """Rows at the beginning of a part that die, each alone, before the engine or the machine is blamed."""
 UNSEEN = "its process ended without a word (a crash in native code, or memory ran out)"
@@ -42,10 +43,17 @@ UNSEEN = "its process ended without a word (a crash in native code, or memory ra
 
 @dataclasses.dataclass(frozen=True)
 class Flight:
-    """What is true of a part whose process has died: how often, and which rows (by position) were alone in it, with why."""
+    """What is true of a part whose process has died: how often it was in it as a whole, whether the last of these was the
+    engine's own, and which rows (by position) were alone in it, with why."""
 
     deaths: int = 0
+    told: bool = False
     killed: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether it is time to tell the part's rows apart."""
+        return self.told or self.deaths >= TOGETHER
 
 
 def flight_uri(in_flight_uri: str, job: str, part: str) -> str:
@@ -57,7 +65,7 @@ def read_flight(uri: str) -> Flight:
     """What an earlier process left; nothing has happened where there is no file, or half of one."""
     try:
         found = json.loads(files.read_bytes(uri))
-        return Flight(found["deaths"], tuple((at, why) for at, why in found["killed"]))
+        return Flight(found["deaths"], found["told"], tuple((at, why) for at, why in found["killed"]))
     except (FileNotFoundError, ValueError):
         return Flight()
 
@@ -74,6 +82,8 @@ class Guarded:
         self._uri = in_flight_uri
         self._actor = actor(*arguments)
         self._door = _Door()
+        self._under_way: dict[str, Flight] = {}
+        """What is in the actor now, by its file: what is true should the process die."""
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """What the actor makes of the block, rows that kill it set aside. Raises what the actor raises, and EngineError."""
@@ -81,22 +91,22 @@ class Guarded:
         uri = flight_uri(self._uri, route["job"], route["part"])
         flight = await asyncio.to_thread(read_flight, uri)
         async with self._door.alone() if flight.deaths else self._door.together():
-            if flight.deaths < TOGETHER:
-                table = await self._hand_over(uri, Flight(flight.deaths + 1), block)
-            else:
+            if flight.row_by_row:
                 table = await self._one_by_one(uri, flight, block)
+            else:
+                table = await self._hand_over(uri, Flight(flight.deaths + 1), block)
         await asyncio.to_thread(files.delete_file, uri)
         return table
 
     async def _one_by_one(self, uri: str, flight: Flight, block: pa.Table) -> pa.Table:
         """The part row by row. What was done before the last death is done again: it went with the process."""
-        log.warning("%s: looking for the row that kills its process; %d deaths so far", uri, flight.deaths)
+        log.warning("%s: looking for the row that kills its process", uri)
         killed = dict(flight.killed)
         tables = []
         for at in range(block.num_rows):
             row = block.slice(at, 1)
             if at in killed:
-                tables.append(self._actor.set_aside(row, KILLED, killed[at], TOGETHER + 1))
+                tables.append(self._actor.set_aside(row, KILLED, killed[at], flight.deaths + 1))
                 continue
             if at == len(killed) == NOT_THE_ROWS:
                 raise EngineError(
@@ -104,20 +114,29 @@ class Guarded:
                     f"other, each alone in it ({killed[at - 1]}), so it is not the rows. Look for the engine's message "
                     "above, at the memory of the machine and of the GPU, and at the engine's settings."
                 )
-            tables.append(await self._hand_over(uri, Flight(flight.deaths + 1, (*flight.killed, (at, UNSEEN))), row))
+            if_it_dies = dataclasses.replace(flight, killed=(*flight.killed, (at, UNSEEN)))
+            tables.append(await self._hand_over(uri, if_it_dies, row))
         return pa.concat_tables(tables)
 
     async def _hand_over(self, uri: str, if_it_dies: Flight, rows: pa.Table) -> pa.Table:
         await asyncio.to_thread(write_flight, uri, if_it_dies)
+        self._under_way[uri] = if_it_dies
         try:
             return await self._actor(rows)
         except EngineDied as error:
             log.error("%s: the engine died (%s); starting another", uri, error)
-            if if_it_dies.killed:
-                told = (*if_it_dies.killed[:-1], (if_it_dies.killed[-1][0], str(error)))
-                write_flight(uri, dataclasses.replace(if_it_dies, killed=told))
+            for each, flight in self._under_way.items():  # whatever was in it may have broken it
+                write_flight(each, _told(flight, str(error)))
             end_process()
             raise
+        finally:
+            del self._under_way[uri]
+
+
+def _told(flight: Flight, why: str) -> Flight:
+    """What is true of a part whose engine died, which said why."""
+    killed = (*flight.killed[:-1], (flight.killed[-1][0], why)) if flight.killed else ()
+    return dataclasses.replace(flight, told=True, killed=killed)
 
 
 class _Door:

@@ -109,6 +109,25 @@ def test_an_engine_that_hangs_ends_by_its_deadline(faulty: Faulty) -> None:
     engine.close()  # comes back, though the engine does not
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_engine_whose_process_ended_is_not_waited_for(faulty: Faulty, busy: bool) -> None:
+    """As after a SIGKILL of vLLM's process on a GPU, of which its client hears nothing."""
+    faulty.engine_core = SimpleNamespace(shutdown=lambda: None, resources=SimpleNamespace(engine_dead=False))
+    engine = Engine({}, timeout_s=4)
+    waiting = engine.submit([query("hangs")]) if busy else []
+    faulty.engine_core.resources.engine_dead = True
+    for answer in waiting:
+        with pytest.raises(EngineDied, match="process ended"):
+            answer.result(3)
+    while engine._end is None:
+        threading.Event().wait(0.05)
+    with pytest.raises(EngineDied, match="its process ended"):
+        engine.check_alive()
+    with pytest.raises(EngineDied, match="process ended"):
+        engine.submit([query("good")])[0].result(3)
+    engine.close()
+
+
 def test_an_idle_engine_does_not_hang(faulty: Faulty) -> None:
     engine = Engine({}, timeout_s=0.05)
     for _ in range(3):
