@@ -48,9 +48,14 @@ class EngineDied(RuntimeError):
 
 
 def end_process() -> None:
-    """End this process and what it started, at once: an engine that hangs can be left in no other way."""
+    """End this process and what it started, at once: an engine that hangs can be left in no other way.
+
+    Python's own process that removes shared memory is spared: it does so once all others are gone, and ends.
+    """
     for child in psutil.Process().children(recursive=True):
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
     os._exit(1)
 
 

@@ -1,11 +1,15 @@
 """An engine that breaks or hangs, as the threads around it see that; vLLM itself cannot be made to on demand."""
 
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from dream_ray.engine import engine as module
@@ -126,6 +130,27 @@ def test_an_engine_whose_process_ended_is_not_waited_for(faulty: Faulty, busy: b
     with pytest.raises(EngineDied, match="process ended"):
         engine.submit([query("good")])[0].result(3)
     engine.close()
+
+
+OWNS_SHARED_MEMORY = """
+from multiprocessing.shared_memory import SharedMemory
+import subprocess, sys
+from dream_ray.engine.engine import end_process
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(SharedMemory(create=True, size=16).name, child.pid, flush=True)
+end_process()
+"""
+
+
+def test_a_process_that_ends_itself_leaves_no_child_and_no_shared_memory() -> None:
+    ended = subprocess.run([sys.executable, "-c", OWNS_SHARED_MEMORY], stdout=subprocess.PIPE, text=True, timeout=60)
+    name, child = ended.stdout.split()
+    assert ended.returncode == 1
+    deadline = time.monotonic() + 20
+    while Path("/dev/shm", name).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not psutil.pid_exists(int(child)) or psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
 
 
 def test_an_idle_engine_does_not_hang(faulty: Faulty) -> None:
