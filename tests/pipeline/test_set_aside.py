@@ -55,7 +55,7 @@ def test_a_row_that_is_set_aside_stands_among_those_of_the_actor(tmp_path: Path,
     rows, actor, row_id = GUARDED[stage]
     block = labelled(rows, "job", "p0")
     whole = asyncio.run(Guarded(str(tmp_path), *actor)(block))
-    write_flight(flight_uri(str(tmp_path), "job", "p0"), Flight(3, ((1, "a crash"),)))
+    write_flight(flight_uri(str(tmp_path), "job", "p0"), Flight(2, killed=((1, "a crash"),)))
     found = asyncio.run(Guarded(str(tmp_path), *actor)(block))
     assert found.schema == whole.schema
     assert [found.slice(at, 1).to_pylist() for at in (0, 2)] == [whole.slice(at, 1).to_pylist() for at in (0, 2)]
