@@ -89,6 +89,11 @@ def _ended(carry_out: Callable[[], Callable[[], None]], target: str) -> int:
     except (StageFailed, LeaseLost) as error:
         complain(error)
         return FAILED
+    except OSError as error:
+        if not files.is_of_storage(error):
+            raise
+        complain(files.explain(error))
+        return FAILED
     except KeyboardInterrupt:
         print(f"Stopped. What is done stays in {target}; run the same command again to go on.", file=sys.stderr)
         return STOPPED
@@ -225,7 +230,7 @@ def print_page(name: str, uri: str, size: int) -> None:
     make_console().print(f"{name}: {place} ({format_size(size)})", soft_wrap=True, highlight=False)
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception | str) -> None:
     Console(stderr=True).print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -27,6 +27,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+ENGINE_TIMEOUT_S = 300.0
+"""Longest silence of a vLLM engine that has work; after it the engine counts as hung and another one is started. A step
+takes well below a second on a GPU and some seconds on a busy CPU; loading is not counted."""
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Addresses that no other machine reaches."""
 
@@ -187,6 +191,8 @@ class VllmConfig(ModelChatConfig):
     """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings. Only for folders that you have read."""
+    engine_timeout_s: float = Field(default=ENGINE_TIMEOUT_S, gt=0)
+    """Longest silence of an engine that has work, before another one is started in its place."""
 
 
 ChatConfig = Annotated[RulesConfig | OpenAIConfig | VllmConfig, Field(discriminator="backend")]
@@ -278,6 +284,8 @@ class RolloutConfig(Section):
     did not prefer."""
     kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
+    engine_timeout_s: float = Field(default=ENGINE_TIMEOUT_S, gt=0)
+    """Longest silence of an engine that has work, before another one is started in its place."""
 
     @property
     def merges_adapters(self) -> bool:

@@ -5,6 +5,7 @@ knows what the files hold.
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -99,6 +100,22 @@ def write_atomic(uri: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             filesystem.delete_file(temporary)
         raise
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """True for an error of a file or its storage; Python counts deadlines and lost connections among the same kind."""
+    return isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError))
+
+
+def explain(error: OSError) -> str:
+    """What a storage that failed means for who runs something, and what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "has no room left" if full else "failed"
+    remedy = "Make room there" if full else "Look whether it is reachable and may be read and written"
+    return (
+        f"The storage {what}: {error}. Files are written whole or not at all, so what was finished by then is kept. {remedy}, "
+        "then run the same command again: it goes on from there."
+    )
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:

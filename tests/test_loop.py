@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +17,7 @@ from dream_ray.pipeline.reporting import write_report
 from dream_ray.records import schema_of
 from dream_ray.sources.demo import write_demo
 from tests.conftest import REPOSITORY
+from tests.leftovers import Leftovers
 
 SMALL = [
     "rounds=1", "part_rows=4", "rollout.k=2", "rollout.max_tokens=12", "sft.epochs=1", "dpo.epochs=1",
@@ -36,8 +37,12 @@ def command(*arguments: str, job: str = "rlaif") -> list[str]:
     ]
 
 
-def run(*arguments: str, job: str = "rlaif", timeout: int = 500) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments, job=job), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY)
+def run(
+    *arguments: str, job: str = "rlaif", timeout: int = 500, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, job=job), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment
+    )
 
 
 def finished(target: Path) -> dict[str, float]:
@@ -78,17 +83,6 @@ def arguments(prompts: Path, student: Path) -> list[str]:
     ]
 
 
-def leftovers() -> set[int]:
-    """Ray's and the engine's processes on this machine."""
-    words = ("raylet", "gcs_server", "ray::", "VLLM::")
-    found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if any(word in line for word in words):
-            found.add(process.pid)
-    return found
-
-
 ALONE = {
     "disentangle": ("ingest", "disentangle"),
     "sft": ("demonstrate", "sft"),
@@ -101,16 +95,17 @@ ALONE = {
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path: Path) -> None:
-    """One job after the other; SIGKILL while SFT runs; the loop takes over what they made; a second time there is nothing
-    to do; nothing is left behind."""
-    before = leftovers()
+    """One job after the other; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what they made; a
+    second time there is nothing to do; nothing is left behind."""
+    (tmp_path / "tmp").mkdir()
+    left = Leftovers(tmp_path / "tmp")
     target = tmp_path / "run"
     where = ("--run-dir", str(target), *arguments)
 
     def go_on(job: str) -> str:
         """Run a job to its end: it begins with what is done and leaves that alone."""
         done_before = finished(target) if target.exists() else {}
-        ended = run(*where, job=job)
+        ended = run(*where, job=job, environment=left.environment)
         assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         assert all(f"{key}: done earlier" in ended.stdout for key in done_before)
         assert done_before.items() <= finished(target).items()
@@ -118,8 +113,13 @@ def test_stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_
 
     go_on("disentangle")
     assert set(finished(target)) == set(ALONE["disentangle"])
-    kill_in_sft(command(*where, job="sft"), tmp_path / "killed.log")
+    sft, rollout = command(*where, job="sft"), command(*where, job="rollout")
+    log = tmp_path / "ended.log"
+    assert end_after(sft, left.environment, log, "sft: started", 3, signal.SIGKILL) == -signal.SIGKILL
     assert set(finished(target)) == {*ALONE["disentangle"], "demonstrate"}
+    assert end_after(rollout, left.environment, log, "Loading safetensors", 3, signal.SIGINT) == 130
+    assert set(finished(target)) == {*ALONE["disentangle"], *ALONE["sft"]}
+    left.expect_none()
     go_on("rollout")
     assert set(finished(target)) == {*ALONE["disentangle"], *ALONE["sft"], *ALONE["rollout"]}
     go_on("dpo")
@@ -133,22 +133,21 @@ def test_stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_
     again = go_on("rlaif")
     assert "started" not in again.replace("ray: started", "")
     assert time.monotonic() - start < 60
-    deadline = time.monotonic() + 30
-    while leftovers() - before and time.monotonic() < deadline:
-        time.sleep(1)
-    assert not leftovers() - before
+    left.expect_none()
 
 
-def kill_in_sft(arguments: list[str], log: Path) -> None:
-    """Run a command and SIGKILL it 3 s after SFT began."""
+def end_after(
+    arguments: list[str], environment: Mapping[str, str], log: Path, words: str, seconds: float, how: signal.Signals
+) -> int:
+    """Run a command and send it a signal some seconds after it has said these words; its exit code."""
     with log.open("w") as stream:
-        killed = subprocess.Popen(arguments, stdout=stream, stderr=stream, cwd=REPOSITORY)
-        while "sft: started" not in log.read_text():
-            assert killed.poll() is None, log.read_text()[-3000:]
+        driver = subprocess.Popen(arguments, stdout=stream, stderr=stream, cwd=REPOSITORY, env=environment)
+        while words not in log.read_text():
+            assert driver.poll() is None, log.read_text()[-3000:]
             time.sleep(0.5)
-        time.sleep(3)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        time.sleep(seconds)
+        driver.send_signal(how)
+        return driver.wait(timeout=60)
 
 
 def check_outputs(target: Path) -> None:

@@ -4,12 +4,11 @@ Contract: the engine is ready when the object is. `ask` renders the request's te
 each within `max_pixels`, and holds the answer to the task's form (forms.py) while it is decoded: a bare word, a bare number
 or a JSON object; answers in free text are free. Concurrent questions share the engine's steps. What one request breaks
 comes back as a reply without text: "truncated" at max_tokens, a `BadImage` reason, too many images, a prompt that does not
-fit. What the engine breaks raises, for every later question too, until a new object is made. `close`, which the end of the
-object calls, ends the engine and its processes. Knows nothing of Ray.
+fit. An engine that breaks or hangs raises EngineDied, for every later question and in `check_alive`, too, until a new object
+is made. `close`, which the end of the object calls, ends the engine and its processes. Knows nothing of Ray.
 """
 
 import asyncio
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import base_arguments
 from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train.policy import fetch_folder
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class VllmChat:
         self._config, self._templates = config, templates
         # Chat models get images that were within the run's limits when they were ingested; these are the outer ones.
         self._images = ImageConfig()
-        self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-chat-")
+        self._folder = ScratchFolder("chat")
         model = str(fetch_folder(config.model, Path(self._folder.name)))
         self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=config.trust_remote_code)
         if not isinstance(self._processor, ProcessorMixin):
@@ -54,7 +54,7 @@ class VllmChat:
                 "cannot see what it has to judge. Name the folder of a vision-language model, with its processor and "
                 "chat template."
             )
-        self._engine = Engine(engine_arguments(config, model))
+        self._engine = Engine(engine_arguments(config, model), config.engine_timeout_s)
 
     def __del__(self) -> None:
         """Close the engine where the constructor came that far."""
@@ -87,7 +87,7 @@ class VllmChat:
         return reply_of(await asyncio.wrap_future(submitted))
 
     def check_alive(self) -> None:
-        """Raise EngineError where the engine broke or was closed."""
+        """Raise EngineDied where the engine broke, hangs, or was closed."""
         self._engine.check_alive()
 
     def _pixels(self, request: ChatRequest) -> "tuple[Image, ...]":

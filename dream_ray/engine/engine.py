@@ -2,23 +2,29 @@
 
 Contract: `Engine` starts vLLM's `LLMEngine` and calls it, and its processor, from one thread only. `submit` hands over
 some prompts together and returns one future each: the engine's `RequestOutput`, or a `Rejected` that says why this one
-prompt cannot be sampled. A future raises only for what spoils every row: an engine that broke, an adapter or an image
-that the engine ignores. `close` ends the thread and with it the engine's processes. Knows nothing of Ray and of our
-records.
+prompt cannot be sampled. A future raises only for what spoils every row: EngineError for an adapter or an image that the
+engine ignores, EngineDied for an engine that broke, whose process ended, or that has work and gives no sign of life for
+`timeout_s`; from then on `check_alive` raises as well. `close` ends the thread and with it the engine's processes. Knows
+nothing of Ray and of our records.
 
 Why not `vllm.LLM`: it takes the next prompts only when the last of the present ones is done. Why not `AsyncLLM`: it
 always starts the engine in a process of its own, which doubles the start on a CPU and can outlive a killed actor.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import queue
 import threading
+import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +41,22 @@ DETAIL_CHARS = 300
 
 class EngineError(RuntimeError):
     """The engine cannot sample, or samples something else than asked for; no row of it can be trusted."""
+
+
+class EngineDied(RuntimeError):
+    """The engine broke or hangs, perhaps because of a prompt in it. Nothing comes out of it any more: start another."""
+
+
+def end_process() -> None:
+    """End this process and what it started, at once: an engine that hangs can be left in no other way.
+
+    Python's own process that removes shared memory is spared: it does so once all others are gone, and ends.
+    """
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -70,37 +92,71 @@ Answer = Future["RequestOutput | Rejected"]
 class Engine:
     """See the module's contract."""
 
-    def __init__(self, arguments: dict[str, Any]):
+    def __init__(self, arguments: dict[str, Any], timeout_s: float):
         """Start the engine with these EngineArgs; returns when it can sample. Raises whatever vLLM raises meanwhile."""
         self._inbox: queue.SimpleQueue[tuple[Sequence[Query], list[Answer]] | None] = queue.SimpleQueue()
         self._pending: dict[str, Answer] = {}
         self._adapters: dict[str, LoRARequest] = {}
         self._ids = itertools.count()
         self._lora_ids = itertools.count(1)
-        self._broke_by: Exception | None = None
+        self._timeout_s = timeout_s
+        self._open: set[Answer] = set()
+        """Answers that are neither given nor failed."""
+        self._alive_at: float | None = None
+        """When the engine last gave a sign of life, by the monotonic clock; None while it has no work."""
+        self._end: tuple[str, Exception] | None = None
+        """Why nothing comes out of the engine any more: in a word, and as the error of what is asked, which may quote it."""
+        self._hangs = False
+        self._process: Any = None
+        """What vLLM knows of the engine's own process, where it has one; its `engine_dead` says that it ended."""
+        self._closed = threading.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(arguments, started), name="vllm-engine", daemon=True)
         self._thread.start()
         started.result()
+        threading.Thread(target=self._watch, name="vllm-engine-watch", daemon=True).start()
 
     def submit(self, queries: Sequence[Query]) -> list[Answer]:
         """Sample some prompts. They are admitted together, so that how they share the engine's steps does not vary."""
         answers: list[Answer] = [Future() for _ in queries]
+        self._open.update(answers)
+        for answer in answers:
+            answer.add_done_callback(self._open.discard)
         self._inbox.put((queries, answers))
+        if self._end is not None:
+            _fail(answers, self._end[1])
         return answers
 
     def check_alive(self) -> None:
-        """Raise EngineError where the engine can sample no more: it broke, or was closed."""
-        broke_by, ended = self._broke_by, not self._thread.is_alive()
-        if broke_by is not None or ended:
-            # What vLLM said is in the errors of the prompts that it spoiled; it may quote them.
-            cause = type(broke_by).__name__ if broke_by is not None else "its thread has ended"
-            raise EngineError(f"The vLLM engine can sample no more ({cause}). It takes a new one, in a new process.")
+        """Raise EngineDied where nothing comes out of the engine any more: it broke, hangs, or was closed."""
+        if self._end is not None:
+            raise EngineDied(
+                f"The vLLM engine can sample no more ({self._end[0]}). It takes a new one, in a new process."
+            )
 
     def close(self) -> None:
         """Stop the engine and its processes; prompts under way fail. A second call does nothing."""
+        self._closed.set()
         self._inbox.put(None)
-        self._thread.join()
+        if not self._hangs:  # a thread that hangs is waited for in vain; it ends with the process
+            self._thread.join()
+
+    def _fail_all(self, word: str, error: Exception) -> None:
+        """Fail what was asked of the engine, and from now on what is asked."""
+        self._end = self._end or (word, error)
+        _fail(self._open.copy(), error)
+
+    def _watch(self) -> None:
+        """Fail what is asked of an engine that hangs, or whose process ended: vLLM's client waits for that one's answer."""
+        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
+            if getattr(self._process, "engine_dead", False):
+                self._hangs = True
+                return self._fail_all("its process ended", EngineDied("the engine's process ended without a word"))
+            alive_at = self._alive_at
+            if alive_at is not None and time.monotonic() - alive_at > self._timeout_s:
+                self._hangs = True
+                silence = f"the engine has had work for {self._timeout_s:g} s without finishing a step"
+                return self._fail_all("it hangs", EngineDied(silence))
 
     def _run(self, arguments: dict[str, Any], started: "Future[None]") -> None:
         try:
@@ -112,30 +168,30 @@ class Engine:
         except BaseException as error:  # whatever it is, the constructor that waits has to raise it
             started.set_exception(error)
             return
+        self._process = getattr(engine.engine_core, "resources", None)
         started.set_result(None)
         try:
             while self._admit_waiting(engine):
                 self._step(engine)
-            failure: Exception = EngineError("The engine was closed while this prompt was in it.")
-        except Exception as error:
-            failure = self._broke_by = error
-        try:
-            engine.renderer.shutdown()
-            engine.engine_core.shutdown()
-        finally:  # who waits for an answer must not wait for ever where a dead engine cannot be shut down
-            _fail(self._pending.values(), failure)
-        while not isinstance(failure, EngineError) and (work := self._inbox.get()) is not None:
-            _fail(work[1], failure)
+            self._fail_all("it was closed", EngineError("The engine was closed while this prompt was in it."))
+        except BaseException as error:
+            self._fail_all(type(error).__name__, _died(error))  # first, as the remains of a broken engine may not end
+        self._alive_at = None
+        engine.renderer.shutdown()
+        engine.engine_core.shutdown()
 
     def _admit_waiting(self, engine: "LLMEngine") -> bool:
         """Admit what waits; where the engine has nothing to do, wait for something. False when the engine is to end."""
         while True:
+            busy = engine.has_unfinished_requests()
+            self._alive_at = time.monotonic() if busy else None
             try:
-                work = self._inbox.get(block=not engine.has_unfinished_requests())
+                work = self._inbox.get(block=not busy)
             except queue.Empty:
                 return True
             if work is None:
                 return False
+            self._alive_at = time.monotonic()
             try:
                 self._admit(engine, *work)
             except Exception as error:
@@ -143,7 +199,7 @@ class Engine:
                 engine.abort_request(admitted)
                 for key in admitted:
                     del self._pending[key]
-                _fail(work[1], error)
+                _fail(work[1], error if isinstance(error, EngineError) else _died(error))
 
     def _admit(self, engine: "LLMEngine", queries: Sequence[Query], answers: Sequence[Answer]) -> None:
         """Give the engine each query that it can sample, answer the others."""
@@ -248,7 +304,11 @@ def _render(engine: "LLMEngine", query: Query) -> "EngineInput | Rejected":
     return prompt
 
 
+def _died(error: BaseException) -> EngineDied:
+    return EngineDied(f"{type(error).__name__}: {str(error)[:DETAIL_CHARS]}")
+
+
 def _fail(answers: Iterable[Answer], error: Exception) -> None:
-    for answer in answers:
-        if not answer.done():
+    for answer in list(answers):
+        with contextlib.suppress(InvalidStateError):  # answered already, perhaps at this moment
             answer.set_exception(error)

@@ -18,6 +18,7 @@ from dream_ray import files
 from dream_ray.chat.ask import Usage
 from dream_ray.chat.factory import ChatServices, chat_digest, chat_name, make_chat
 from dream_ray.chat.meter import cost_usd
+from dream_ray.chat.protocol import Task
 from dream_ray.config import ChatConfig, Config, ConfigError, ImageConfig, OpenAIConfig, RulesConfig, load_config
 from dream_ray.evaluate.calibrate import SetResult, calibrate, numbers
 from dream_ray.evaluate.calibration_report import as_json, disagreements, render_labels, render_numbers
@@ -68,7 +69,7 @@ def run_calibration(
             "name": chat_name(chat),
             **chat.identity(),
             "digest": chat_digest(chat),
-            "templates": services.templates.digest,
+            "templates": services.templates.digests(Task),
         }
         for name, content in (
             ("calibration.json", as_json(judge, sets, every)),

@@ -15,6 +15,9 @@ from dream_ray.chat.parse import parse_score, parse_verdict, parse_yes_no
 from dream_ray.chat.protocol import ChatModel, ChatRequest, Task
 from dream_ray.records import Judgement, Observation, Risk, Verdict
 
+TASKS = frozenset({Task.VERDICT, Task.SCORE, Task.HIT, Task.HELPFULNESS})
+"""What is asked about an answer."""
+
 REWARD_RANGE = {Risk.RISKY: 2.0, Risk.BENIGN: 1.0}
 """The largest reward; the least is 0. Rewards of the two kinds are never compared with each other."""
 

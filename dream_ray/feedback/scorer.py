@@ -3,7 +3,7 @@
 Contract: `start_scorer` and `stop_scorer` own the Serve instance of the cluster. The listener is on loopback unless the
 config says otherwise, and then wants a token. A replica that dies takes the requests that it was working on with it: they
 fail with 500, and who asks again is served by the others, or waits for the new one that Serve starts. So it is with a
-replica whose judge's engine has died.
+replica whose judge's engine broke or hangs.
 """
 
 import ipaddress
@@ -55,7 +55,7 @@ class Scorer:
 
     def check_health(self) -> None:
         """Called by Serve every `HEALTH_CHECK_PERIOD_S`; after three times in a row that it raises, Serve takes another
-        replica for this one. Raises where the judge's engine has died, not where an endpoint is down."""
+        replica for this one. Raises where the judge's engine broke or hangs, not where an endpoint is down."""
         self._judge.chat.check_alive()
 
 

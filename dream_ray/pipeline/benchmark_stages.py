@@ -20,6 +20,7 @@ from dream_ray.evaluate.benchmarks import BENCHMARKS, Benchmark
 from dream_ray.evaluate.benchmarks.grade import GradeActor
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.data_stages import ingest, labelled
+from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.parts import (
     StageFailed,
     Target,
@@ -112,7 +113,8 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
     key = _key(policy, benchmark)
     sampling = run.plans.plan(f"{key}/answers", 1, settings, {"prompts": prompts.ref})
     asked = {"rollouts": sampling.ref.fingerprint, "tasks": sorted(benchmark.tasks)}
-    judging = run.plans.plan(f"{key}/judge", 1, asked, {}, config.judge.chat if benchmark.tasks else None)
+    chat = config.judge.chat if benchmark.tasks else None
+    judging = run.plans.plan(f"{key}/judge", 1, asked, {}, chat, benchmark.tasks)
     return Job(policy, benchmark, prompts, sampling, judging)
 
 
@@ -169,7 +171,7 @@ def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Do
             yield request_table(requests)
 
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        return _graded(run, jobs, with_samples(dataset, config, model))
+        return _graded(run, jobs, with_samples(dataset, run, model))
 
     targets = [Target(job.sampling.ref, Rollout, job.key, "rollout", "rollout") for job in jobs]
     # A job's last target is the one that its progress is told by.
@@ -198,8 +200,10 @@ def _graded(run: Run, jobs: Sequence[Job], dataset: ray.data.Dataset) -> ray.dat
     """The operator that asks the judge about sampled answers."""
     config = run.config
     return dataset.map_batches(
-        GradeActor,
+        Guarded,
         fn_constructor_args=(
+            files.join(run.store.in_flight_uri, "judged"),  # the same parts are sampled at the same time
+            GradeActor,
             config.judge.chat,
             config.images,
             run.services,

@@ -67,6 +67,10 @@ def _quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # A task's own error reaches the driver, which tells a full disk from a bad setting; Ray Data would print it twice more.
+    context.raise_original_map_exception = True
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

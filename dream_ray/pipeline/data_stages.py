@@ -18,6 +18,7 @@ from dream_ray import files
 from dream_ray.chat.factory import chat_options
 from dream_ray.config import ConfigError, SourceConfig
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.leaks import leaks
 from dream_ray.pipeline.parts import (
     StageFailed,
@@ -66,6 +67,10 @@ class KeepRoute:
     async def __call__(self, block: pa.Table) -> pa.Table:
         return labelled(await self._actor(block.drop_columns(["job", "part"])), *route_of(block))
 
+    def set_aside(self, row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a prompt that is not to be worked on."""
+        return labelled(self._actor.set_aside(row, reason, detail, attempts), *route_of(row))
+
 
 def _actors(run: Run) -> dict[str, Any]:
     """How Ray Data runs the teacher: a pool of actors that each take one part at a time."""
@@ -76,6 +81,11 @@ def _actors(run: Run) -> dict[str, Any]:
         "compute": ray.data.ActorPoolStrategy(size=teacher.actors),
         **chat_options(teacher.chat, teacher.actors),
     }
+
+
+def _teaching(run: Run, actor: type) -> tuple[Any, ...]:
+    """What makes a guarded teacher's actor."""
+    return run.store.in_flight_uri, KeepRoute, actor, run.config.teacher, run.config.images, run.services
 
 
 def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) -> Done:
@@ -170,8 +180,8 @@ def disentangle(run: Run, prompts: Done) -> Done:
             items,
             read,
             lambda dataset: dataset.map_batches(
-                KeepRoute,
-                fn_constructor_args=(DisentangleActor, config.teacher, config.images, run.services),
+                Guarded,
+                fn_constructor_args=_teaching(run, DisentangleActor),
                 **_actors(run),
             ),
             [target],
@@ -202,8 +212,8 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
             training_items("demonstrate", observed),
             read,
             lambda dataset: dataset.map_batches(
-                KeepRoute,
-                fn_constructor_args=(DemonstrateActor, config.teacher, config.images, run.services),
+                Guarded,
+                fn_constructor_args=_teaching(run, DemonstrateActor),
                 **_actors(run),
             ),
             [target],

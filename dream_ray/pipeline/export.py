@@ -6,7 +6,6 @@ Neither needs Ray; only merging loads a model.
 """
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dream_ray.pipeline.past_run import PastRun, read_run
 from dream_ray.pipeline.reporting import report_data
 from dream_ray.pipeline.run import Done
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, from_table
+from dream_ray.scratch import ScratchFolder
 from dream_ray.stored_images import read_images
 from dream_ray.train.policy import check_model_folder, fetch_folder, find_policy, merge_adapter, store_folder
 
@@ -53,7 +53,7 @@ def export_policy(source: str, output: str, base: str | None = None) -> str:
     run = read_run(source) if files.exists(files.join(source, "config.yaml")) else None
     check_model_folder(policy.model)
     if policy.adapter is None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with ScratchFolder("export") as scratch:
             store_folder(fetch_folder(policy.model, Path(scratch)), output)
     else:
         merge_adapter(policy, output, trust_remote_code=run is not None and run.config.student.trust_remote_code)

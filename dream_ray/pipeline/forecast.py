@@ -1,4 +1,4 @@
-"""What a run would do before it does it: each stage's state, calls, tokens and cost.
+"""What a run would do before it does it: each stage's state, why it would run again, calls, tokens and cost.
 
 Contract: `forecast` walks the loop as driver.py does, by fingerprints, without running anything; it reads the prompt files,
 the headers of some images and what finished stages left. A stage after a round that is not decided yet "depends" on it, and
@@ -16,6 +16,7 @@ from PIL import Image
 from dream_ray import files
 from dream_ray.config import ChatConfig, Config
 from dream_ray.evaluate.metrics import accept_round
+from dream_ray.pipeline import reasons
 from dream_ray.pipeline.estimate import (
     Assumptions,
     Estimate,
@@ -27,6 +28,7 @@ from dream_ray.pipeline.estimate import (
     in_total,
     judge_questions,
 )
+from dream_ray.pipeline.marks import marks_uri
 from dream_ray.pipeline.payments import ledger_uri, paid_before
 from dream_ray.pipeline.plans import Plan, Planner, SampleJob, answers_job, in_splits, part_name, rollout_job
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef, parquet_files, read_records
@@ -44,11 +46,16 @@ DONE, TO_DO = "done", "to do"
 
 @dataclass(frozen=True)
 class StageForecast:
-    """A stage's state and what it is expected to come to; what it came to where it is done."""
+    """A stage's state and what it is expected to come to; what it came to where it is done.
+
+    `why` says, of a stage that is to be done, what an earlier attempt left of it or how its last result differs.
+    """
 
     key: str
     state: str
     estimate: Estimate
+    fingerprint: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class _Walk:
         self._risks_from = "assumed"
         self._answers_from = "rollout.max_tokens, the longest"
         self._stages: list[StageForecast] = []
+        self._manifests = store.manifests()
+        self._history = store.history() or []
 
     def result(self) -> Forecast:
         self._walk()
@@ -156,12 +165,24 @@ class _Walk:
     def _asked(self, plan: Plan, expected: Estimate, undecided: str = "") -> StageRef:
         """Note a stage."""
         manifest = None if undecided else self._store.manifest(plan.ref)
+        why = ""
         if manifest is not None:
             state, expected = DONE, _came_to(manifest, bool(plan.chat))
+        elif undecided:
+            state = f"depends on {undecided}"
         else:
-            state = f"depends on {undecided}" if undecided else TO_DO
-        self._stages.append(StageForecast(plan.ref.key, state, expected))
+            state, why = TO_DO, self._why(plan)
+        self._stages.append(StageForecast(plan.ref.key, state, expected, plan.ref.fingerprint, why))
         return plan.ref
+
+    def _why(self, plan: Plan) -> str:
+        """Why a stage would run that has left something here; "" where it has left nothing."""
+        if files.exists(plan.ref.uri):
+            parts = len(files.list_files(marks_uri(plan.ref), ".json"))
+            return f"begun: {parts} parts are finished" if parts else "begun"
+        earlier = reasons.latest(plan.ref.key, self._manifests, self._history)
+        stages = {stage.fingerprint: stage.key for stage in self._stages}
+        return "" if earlier is None else "; ".join(reasons.why(plan, earlier, stages))
 
     def _estimate(self, questions: Iterable[Questions], chat: ChatConfig) -> Estimate:
         return estimate(questions, chat, self._plans.templates, self._assumed)

@@ -5,7 +5,7 @@ Contract: as in data_stages.py. Training itself is in train/; here are its input
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -52,7 +52,7 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
             output=plan.ref.uri,
         )
 
-    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref.data_uri, train())})[0]
+    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref.data_uri, _trained(train))})[0]
     return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -152,13 +152,26 @@ def dpo(
                 output=plan.ref.uri,
             )
 
-        done = run.carry_out([plan], lambda: {key: _logged(plan.ref.data_uri, train())})[0]
+        done = run.carry_out([plan], lambda: {key: _logged(plan.ref.data_uri, _trained(train))})[0]
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
 
 
 def _training_parts(prompts: Done) -> list[str]:
     """The files of the training prompts."""
     return [files.join(prompts.ref.data_uri, f"{item.part}.parquet") for item in training_items("", prompts)]
+
+
+def _trained(train: Callable[[], TrainResult]) -> TrainResult:
+    """What a training gives; where a worker's storage failed, that error and not Ray Train's around it."""
+    from ray.train import TrainingFailedError, WorkerGroupError
+
+    try:
+        return train()
+    except TrainingFailedError as error:
+        failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+        for cause in filter(files.is_of_storage, failures):
+            raise cause from error
+        raise
 
 
 def _logged(data_uri: str, result: TrainResult) -> Outcome:

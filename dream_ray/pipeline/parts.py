@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
@@ -227,10 +228,18 @@ def run_pass(
         dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
         dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
         counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
-        for row in counted.iter_rows():
-            item = json.loads(row["counted"])
-            tallies[item["key"]].add(item)
-            progress.show(tallies.values(), _through(targets, tallies))
+        try:
+            for row in counted.iter_rows():
+                item = json.loads(row["counted"])
+                tallies[item["key"]].add(item)
+                progress.show(tallies.values(), _through(targets, tallies))
+        except ExecutionTimeoutError:
+            seconds = ray.data.DataContext.get_current().execution_no_progress_timeout_s
+            raise StageFailed(
+                f"{name}: nothing has gone forward for {seconds:.0f} s, so something hangs: an engine that starts, a storage, "
+                "or a cluster without room for the actors. Look at `ray status` and the actors' logs. What was finished is "
+                "kept; the same command goes on from there."
+            ) from None
     try:
         settle(targets, tallies, max_failure_rate)
     except BudgetReached:

@@ -17,12 +17,15 @@ import pyarrow.fs as pafs
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_digest, chat_name
+from dream_ray.chat.protocol import Task
 from dream_ray.config import ChatConfig, Config, PriceConfig, SourceConfig
+from dream_ray.feedback import rubric
 from dream_ray.pipeline.payments import price_of
 from dream_ray.pipeline.store import RunStore, StageRef, fingerprint
 from dream_ray.prompts import Templates, load_templates
 from dream_ray.records import Split
 from dream_ray.sources.registry import content_digest
+from dream_ray.teacher import demonstrate, disentangle
 from dream_ray.train.policy import Policy
 
 
@@ -161,15 +164,17 @@ class Planner:
         settings: Mapping[str, Any],
         inputs: Mapping[str, StageRef],
         chat: ChatConfig | None = None,
+        tasks: Iterable[Task] = (),
     ) -> Plan:
-        """The plan of a stage. `version` is raised whenever the stage's code gives other rows for the same input."""
+        """The plan of a stage, which asks `chat` these tasks. `version` is raised whenever the stage's code gives other
+        rows for the same input."""
         digests = {name: ref.fingerprint for name, ref in inputs.items()}
         full = dict(settings)
         if chat is not None:
             full |= {
                 "chat": chat.identity(),
                 "chat_digest": chat_digest(chat),
-                "templates": self.templates.digest,
+                "templates": self.templates.digests(tasks),
             }
         ref = self.store.ref(key, fingerprint(key, version, full, digests))
         return Plan(ref, version, full, digests, chat_name(chat) if chat is not None else "", price_of(chat))
@@ -189,13 +194,14 @@ class Planner:
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""
-        return self.plan("disentangle", 2, {}, {"prompts": prompts}, self.config.teacher.chat)
+        return self.plan("disentangle", 2, {}, {"prompts": prompts}, self.config.teacher.chat, disentangle.TASKS)
 
     def demonstrate(self, prompts: StageRef, observed: StageRef) -> Plan:
         """The answers that SFT teaches."""
         teacher = self.config.teacher
         settings = {"max_words": teacher.max_words, "benign_ratio": teacher.benign_ratio}
-        return self.plan("demonstrate", 1, settings, {"prompts": prompts, "observed": observed}, teacher.chat)
+        inputs = {"prompts": prompts, "observed": observed}
+        return self.plan("demonstrate", 1, settings, inputs, teacher.chat, demonstrate.TASKS)
 
     def sft(self, prompts: StageRef, demonstrations: StageRef) -> Plan:
         """Policy 0."""
@@ -224,7 +230,8 @@ class Planner:
         }
         sampling = self.plan(job.rollout_key, 1, settings, inputs)
         rollouts = {"rollouts": sampling.ref.fingerprint}
-        return sampling, self.plan(job.judge_key, 2, rollouts, {"observed": observed}, config.judge.chat)
+        judging = self.plan(job.judge_key, 2, rollouts, {"observed": observed}, config.judge.chat, rubric.TASKS)
+        return sampling, judging
 
     def pair(self, number: int, observed: StageRef, rollouts: StageRef, judgements: StageRef) -> Plan:
         """The preference pairs of a round."""

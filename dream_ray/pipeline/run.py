@@ -17,13 +17,16 @@ from functools import cached_property
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
+from dream_ray import files
 from dream_ray.chat.factory import ChatServices
 from dream_ray.chat.meter import cost_usd
-from dream_ray.config import Config
+from dream_ray.config import Config, ConfigError
+from dream_ray.engine.engine import EngineError
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
-from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, Tally
+from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, StageFailed, Tally
 from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
 from dream_ray.pipeline.plans import Plan, Planner
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef
@@ -101,13 +104,30 @@ class Run:
         return self._remember(Done(plan.ref, manifest))
 
     def carry_out(self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]]) -> list[Done]:
-        """Do the work of the plans and finish their stages; `work` returns an outcome for each plan's key."""
+        """Do the work of the plans and finish their stages; `work` returns an outcome for each plan's key.
+
+        Raises StageFailed, and ConfigError for a setting that cannot work on the cluster.
+        """
+        try:
+            return self._carry_out(plans, work)
+        except (OSError, EngineError, ConfigError) as error:
+            # What a task or an actor raised is the error itself and Ray's at once, with the remote traceback as its text.
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, ConfigError):
+                raise cause from None
+            if isinstance(cause, OSError) and not files.is_of_storage(cause):
+                raise
+            words = files.explain(cause) if isinstance(cause, OSError) else str(cause)
+            raise StageFailed(f"{', '.join(plan.ref.key for plan in plans)}: {words}") from error
+
+    def _carry_out(self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]]) -> list[Done]:
         for plan in plans:
             self.store.start(plan.ref)
         keys = tuple(plan.ref.key for plan in plans)
         log.info("%s: started", ", ".join(keys), extra={"stages": {plan.ref.key: plan.ref.uri for plan in plans}})
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
+        files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
         start = time.monotonic()
         stopped = None
         with PeakMemory() as memory:
@@ -117,6 +137,7 @@ class Run:
                 stopped = error
                 outcomes = {key: Outcome(tally) for key, tally in error.finished.items()}
         seconds = time.monotonic() - start
+        files.delete_folder(self.store.in_flight_uri)
         paid_usd = 0.0 if self.ledger is None else ray.get(self.ledger.end.remote())
         done = []
         for plan in plans:

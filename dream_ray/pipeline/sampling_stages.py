@@ -20,6 +20,7 @@ from dream_ray.evaluate.metrics import policy_metrics
 from dream_ray.feedback.client import JudgeActor
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
+from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.parts import Tally, Target, WorkItem, part_rows, read_part, run_pass, write_part
 from dream_ray.pipeline.plans import Plan, SampleJob, in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
@@ -105,7 +106,7 @@ def _sample_and_judge(
             yield request_table(requests)
 
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        return _judged(with_samples(dataset, config, model), config, url)
+        return _judged(with_samples(dataset, run, model), config, url)
 
     def work() -> Mapping[str, Outcome]:
         tallies = run_pass(
@@ -122,12 +123,20 @@ def _sample_and_judge(
     return {done.ref.key: done for done in run.carry_out(pending, work)}
 
 
-def with_samples(dataset: ray.data.Dataset, config: Config, model: str) -> ray.data.Dataset:
+def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Dataset:
     """The operator that samples answers to SampleRequest rows from a base model and its adapters."""
+    config = run.config
     student = config.student.model_copy(update={"model": model})
     return dataset.map_batches(
-        Sampler,
-        fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
+        Guarded,
+        fn_constructor_args=(
+            run.store.in_flight_uri,
+            Sampler,
+            student,
+            config.rollout,
+            config.lora.rank,
+            config.images,
+        ),
         batch_format="pyarrow",
         batch_size=None,
         **sampler_arguments(config.rollout),

@@ -89,6 +89,8 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
     """The Serve application that serves a model under the OpenAI protocol."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
+    from dream_ray.pipeline.model_server import JudgeModelServer
+
     least, most = config.autoscale
     llm = LLMConfig(
         model_loading_config={"model_id": name, "model_source": config.path},
@@ -106,6 +108,7 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
             }
         },
         log_engine_metrics=False,
+        server_cls=JudgeModelServer,
     )
     return build_openai_app({"llm_configs": [llm]})
 

@@ -8,6 +8,7 @@
                                         /manifest.json     written last: its presence means done
     <run_dir>/history.json                          which of these the latest attempt used, in order
     <run_dir>/lease.json, status.json, logs/        who works here, where it is, what it said
+    <run_dir>/in_flight/                            what is in an engine now (guard.py)
     <run_dir>/report.html, metrics.json, metrics.csv, comparisons.csv, model_card.md
 
 Contract: a stage's folder is named by its fingerprint, so a changed setting never overwrites an earlier result and an
@@ -105,6 +106,11 @@ class RunStore:
     def images_uri(self) -> str:
         """The folder of the image store."""
         return files.join(self.uri, "images")
+
+    @property
+    def in_flight_uri(self) -> str:
+        """The folder of what is in an engine now."""
+        return files.join(self.uri, "in_flight")
 
     @property
     def report_uri(self) -> str:

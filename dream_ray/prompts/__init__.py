@@ -4,13 +4,13 @@ Contract: `load_templates` reads and checks all templates once; `Templates.rende
 `{name}` and filled in one pass, so that a value that itself holds "{response}" or JSON braces comes out untouched; other
 braces in a template stay as they are. Text that comes from a prompt or a model stands between marks that carry `{fence}`,
 a code made from the values and contained in none of them, with its control tokens made harmless (neutral.py): no text can
-close its own marks or end the turn. `Templates.digest` goes into stage fingerprints.
+close its own marks or end the turn. `Templates.digests` go into stage fingerprints.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -77,13 +77,9 @@ class Templates:
         values = {**safe, "fence": _fence(safe)}
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], self.texts[task])
 
-    @property
-    def digest(self) -> str:
-        """sha256, in hex, of all names and texts."""
-        content = json.dumps(
-            {task.value: text for task, text in self.texts.items()}, sort_keys=True, ensure_ascii=False
-        )
-        return hashlib.sha256(content.encode()).hexdigest()
+    def digests(self, tasks: Iterable[Task]) -> dict[str, str]:
+        """sha256, in hex, of the texts of these tasks, by name."""
+        return {task.value: hashlib.sha256(self.texts[task].encode()).hexdigest() for task in sorted(tasks)}
 
 
 def load_templates(folder: str | None = None) -> Templates:

@@ -33,6 +33,7 @@ from dream_ray.images import BadImage, decode
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
 from dream_ray.rollout.requests import SampleRequest
+from dream_ray.scratch import ScratchFolder
 from dream_ray.stored_images import read_images
 from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
 
@@ -98,7 +99,7 @@ class Sampler:
 
         self._images = images
         self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
-        self._folder = tempfile.TemporaryDirectory(prefix="dream-ray-sampler-")
+        self._folder = ScratchFolder("sampler")
         self._model = str(fetch_folder(student.model, Path(self._folder.name)))
         self._processor = AutoProcessor.from_pretrained(self._model, trust_remote_code=student.trust_remote_code)
         self._adapters: dict[str, str] = {}
@@ -119,7 +120,8 @@ class Sampler:
             engine.close()
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """The samples of a batch of requests. Raises EngineError for what spoils every row."""
+        """The samples of a batch of requests. Raises EngineError for what spoils every row, EngineDied where another
+        engine may do."""
         requests = from_table(SampleRequest, batch)
         loaded = await asyncio.gather(*(asyncio.to_thread(self._load, request) for request in requests))
         queries = [
@@ -132,6 +134,12 @@ class Sampler:
             for request, query in zip(requests, queries, strict=True)
         ]
         return _table(batch, outcomes)
+
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a request that is not to be sampled."""
+        (request,) = from_table(SampleRequest, row)
+        return _table(row, [[ErrorRow(STAGE, request.prompt.prompt_id, reason, detail, attempts)]])
 
     async def _sample(self, queries: Sequence[Query]) -> "list[RequestOutput | Rejected]":
         """An answer to each query, from an engine with the weights that it needs."""
@@ -175,7 +183,8 @@ class Sampler:
             model = merge_adapter(
                 Policy("merged", self._model, weights), f"{self._merged}/model", dtype=self._rollout.dtype
             )
-        self._engine = Engine(engine_arguments(self._student, self._rollout, self._lora_rank, model))
+        arguments = engine_arguments(self._student, self._rollout, self._lora_rank, model)
+        self._engine = Engine(arguments, self._rollout.engine_timeout_s)
         self._weights = weights
 
     def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":

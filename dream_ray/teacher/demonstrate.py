@@ -24,6 +24,8 @@ from dream_ray.stored_images import read_images
 
 STAGE = "demonstrate"
 """The stage's name in error rows."""
+TASKS = frozenset({Task.ANSWER_RISKY, Task.ANSWER_BENIGN})
+"""What is asked."""
 
 
 async def demonstrate(
@@ -67,6 +69,12 @@ class DemonstrateActor:
         ids = [outcome.row_id if isinstance(outcome, ErrorRow) else outcome.prompt_id for outcome in outcomes]
         require_same_rows(STAGE, [row["prompt"]["prompt_id"] for row in rows], ids)
         return outcome_table(Demonstration, outcomes)
+
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a prompt that is not to be worked on."""
+        prompt_id = row.to_pylist()[0]["prompt"]["prompt_id"]
+        return outcome_table(Demonstration, [ErrorRow(STAGE, prompt_id, reason, detail, attempts)])
 
     async def _one(self, row: dict[str, Any]) -> Demonstration | ErrorRow:
         prompt = from_row(Prompt, row["prompt"])

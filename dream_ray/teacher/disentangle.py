@@ -24,6 +24,8 @@ from dream_ray.stored_images import read_images
 
 STAGE = "disentangle"
 """The stage's name in error rows."""
+TASKS = frozenset({Task.IMAGE_PASS, Task.TEXT_PASS, Task.VERIFY})
+"""What is asked."""
 
 
 async def disentangle(prompt: Prompt, image_bytes: Sequence[bytes], chat: ChatModel) -> Disentanglement | ErrorRow:
@@ -91,6 +93,12 @@ class DisentangleActor:
         ids = [outcome.row_id if isinstance(outcome, ErrorRow) else outcome.prompt_id for outcome in outcomes]
         require_same_rows(STAGE, [prompt.prompt_id for prompt in prompts], ids)
         return outcome_table(Disentanglement, outcomes)
+
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of a prompt that is not to be worked on."""
+        prompt_id = row.to_pylist()[0]["prompt_id"]
+        return outcome_table(Disentanglement, [ErrorRow(STAGE, prompt_id, reason, detail, attempts)])
 
     async def _one(self, prompt: Prompt) -> Disentanglement | ErrorRow:
         if prompt.observations is not None:  # they came with the source, and the config says to use them

@@ -8,11 +8,11 @@ after `merge_adapter`). The reference is a frozen adapter beside the policy's, n
 DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (log p/p_ref)(rejected))).
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
@@ -85,7 +85,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     losses: dict[str, Any] = {"loss_type": ["sigmoid"]}
     if settings["sft_weight"]:
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings["sft_weight"]]}
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder("train") as scratch:
         new = settings["start_adapter"] is None
         if not new:
             folder = fetch_folder(settings["start_adapter"], Path(scratch))

@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 
 from dream_ray import files
 from dream_ray.config import ConfigError
+from dream_ray.scratch import ScratchFolder
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """transformers 5 writes the first, earlier versions the second; either makes a processor."""
@@ -133,7 +134,10 @@ def store_folder(folder: Path, uri: str) -> None:
     filesystem, path = files.resolve(uri)
     if files.is_local(uri):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".store-", dir=Path(path).parent))
+        unfinished = f".{Path(path).name}.store-"
+        for left in Path(path).parent.glob(f"{unfinished}*"):  # of a process that was killed here
+            shutil.rmtree(left)
+        temporary = Path(tempfile.mkdtemp(prefix=unfinished, dir=Path(path).parent))
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
         temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from the other workers' user
         os.replace(temporary, path)
@@ -158,7 +162,7 @@ def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False, 
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder("merge") as scratch:
         base = fetch_folder(policy.model, Path(scratch, "fetched"))
         adapter = fetch_folder(policy.adapter, Path(scratch, "fetched"))
         stored = dtype or AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dream_ray import files
 from dream_ray.config import ConfigError, TrainConfig
 from dream_ray.progress import Progress, write_training
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train.policy import store_folder
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
         score_answers_only()
-    with tempfile.TemporaryDirectory(prefix="dream-ray-train-") as scratch:
+    with ScratchFolder("train") as scratch:
         trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_report_callback(config["output"]))

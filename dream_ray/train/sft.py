@@ -5,11 +5,11 @@ projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `o
 do not change. Call it from a driver; the work happens in Ray Train workers.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import check_model_folder, fetch_folder
@@ -69,7 +69,7 @@ def load_model(uri: str, student: StudentConfig, bf16: bool) -> tuple["PreTraine
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    with tempfile.TemporaryDirectory() as scratch:  # fetched weights are in memory once loaded
+    with ScratchFolder("train") as scratch:  # fetched weights are in memory once loaded
         folder = fetch_folder(uri, Path(scratch))
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code

@@ -174,11 +174,36 @@ def test_items_and_failures_are_counted_for_prometheus(scorer: ScorerHandle, tmp
     assert {key: after.get(key, 0) - before.get(key, 0) for key in rise} == rise
 
 
-def replicas() -> list[int]:
-    """The process ids of the scorer's replicas that are alive."""
+def alive(words: str) -> list[int]:
+    """The process ids of the living actors of a class."""
     address = ray.get_runtime_context().gcs_address
     actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
-    return [actor.pid for actor in actors if "Scorer" in actor.class_name and "ServeReplica" in actor.class_name]
+    return [actor.pid for actor in actors if words in actor.class_name]
+
+
+def replicas() -> list[int]:
+    """The process ids of the scorer's replicas that are alive."""
+    return alive("ServeReplica:dream-ray-scorer:Scorer")
+
+
+def test_a_killed_controller_loses_no_request_and_comes_back(scorer: ScorerHandle) -> None:
+    """Serve's controller is not in a request's way; the one that Ray starts in its place finds the replicas again."""
+    (controller,) = alive("ServeController")
+    before = replicas()
+    os.kill(controller, signal.SIGKILL)
+    for number in range(20):
+        response = ask(scorer, item(f"r{number}", WARNING))
+        assert (response.status_code, response.json()["results"][0]["reason"]) == (200, None)
+    deadline = time.monotonic() + 120
+    while alive("ServeController") in ([], [controller]):
+        assert time.monotonic() < deadline, "the controller was not replaced"
+        time.sleep(1)
+    # It does its work: a replica that dies now is replaced.
+    os.kill(before[0], signal.SIGKILL)
+    while len(set(replicas()) - {before[0]}) < len(before):
+        assert time.monotonic() < deadline, "the new controller replaces no replica"
+        time.sleep(1)
+    assert ask(scorer, item("last", WARNING)).status_code == 200
 
 
 @pytest.mark.parametrize("killed", [1, 2], ids=["one replica", "every replica"])

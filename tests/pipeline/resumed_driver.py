@@ -54,10 +54,9 @@ class Slow:
         return table.append_column("copied", table["record"])
 
 
-def main(folder: Path) -> None:
-    """Carry out the stage, or go on with it."""
-    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR")
-    run = Run(Config.model_validate(CONFIG), str(folder / "run"))
+def carry_out(run_dir: Path, asked: Path) -> None:
+    """Carry out the stage, or go on with it, on the Ray that is there; `asked` is the file of the rows worked on."""
+    run = Run(Config.model_validate(CONFIG), str(run_dir))
     plans = [run.plans.plan(key, 1, {}, {}) for key in ("slow", "copy")]
 
     def read(job: str, part: str) -> Iterable[pa.Table]:
@@ -66,7 +65,7 @@ def main(folder: Path) -> None:
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
         return dataset.map_batches(
             Slow,
-            fn_constructor_args=(str(folder / "asked.txt"),),
+            fn_constructor_args=(str(asked),),
             batch_format="pyarrow",
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=1),
@@ -82,6 +81,12 @@ def main(folder: Path) -> None:
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
     run.carry_out(plans, work)
+
+
+def main(folder: Path) -> None:
+    """The driver."""
+    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR")
+    carry_out(folder / "run", folder / "asked.txt")
     ray.shutdown()
 
 

@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from dream_ray.chat.fields import observations_field
 from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
 from dream_ray.config import Config, ConfigError, ImageConfig, load_config
+from dream_ray.feedback import rubric
 from dream_ray.feedback.rubric import JudgeItem, judge
 from dream_ray.pipeline import preflight
 from dream_ray.pipeline.estimate import Assumptions, image_tokens
@@ -22,6 +23,8 @@ from dream_ray.records import Disentanglement, Judgement, Prompt, Split
 from dream_ray.sources.ingest import Ingest
 from dream_ray.sources.raw import RawPrompt
 from dream_ray.sources.registry import read as read_source
+from dream_ray.teacher import demonstrate as demonstrating
+from dream_ray.teacher import disentangle as disentangling
 from dream_ray.teacher.demonstrate import demonstrate
 from dream_ray.teacher.disentangle import disentangle
 from tests.records_for_tests import LOCK
@@ -30,6 +33,7 @@ from tests.scripted import ScriptedChat
 TEMPLATES = load_templates()
 KNOWN = Assumptions(observations_per_risky=1, rejected_per_prompt=0, retry_share=0)
 """What the scripted teacher does."""
+TASKS = {"disentangle": disentangling.TASKS, "demonstrate": demonstrating.TASKS}
 PRICED = "{backend: openai, model: m, price: {prompt: 2.0, completion: 10.0}}"
 
 
@@ -92,6 +96,7 @@ class Asked:
         tokens = self._count(TEMPLATES.render(request.task, request.fields))
         self.tokens[self.stage] = self.tokens.get(self.stage, 0) + tokens
         self.calls[self.stage] = self.calls.get(self.stage, 0) + 1
+        assert request.task in TASKS.get(self.stage, rubric.TASKS)  # whose templates enter the stage's fingerprint
         self.images += len(request.images)
         return ChatReply(text)
 

@@ -23,6 +23,7 @@ from dream_ray.feedback.wire import EXAMPLE_ITEM
 from dream_ray.pipeline import preflight
 from dream_ray.pipeline.service import Service, check, describe, engine_arguments
 from tests.conftest import REPOSITORY
+from tests.leftovers import SHARED_MEMORY
 
 CONFIG = """
 name: served
@@ -94,7 +95,8 @@ def test_a_served_model_gets_its_gpus_or_the_cpu_settings() -> None:
 
 @contextmanager
 def serving(config: Path, *overrides: str) -> Iterator[str]:
-    """`dream-ray serve` as a process: what it said. It has to end with 0 and to leave no process behind."""
+    """`dream-ray serve` as a process: what it said. It has to end with 0, to leave no process and no shared memory behind."""
+    segments = set(SHARED_MEMORY.iterdir())
     log = config.with_suffix(".log")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "dream_ray.cli", "serve", str(config), *overrides]
@@ -121,6 +123,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
     assert code == 0, log.read_text()[-3000:]
     _, left = psutil.wait_procs(children, timeout=30)
     assert [child.name() for child in left] == []
+    assert [path.name for path in set(SHARED_MEMORY.iterdir()) - segments] == []
 
 
 @pytest.mark.slow

@@ -54,12 +54,14 @@ def test_missing_and_unknown_fields_are_errors(fields: dict[str, str]) -> None:
         load_templates().render(Task.VERDICT, fields)
 
 
-def test_a_folder_replaces_what_it_holds_and_changes_the_digest(tmp_path) -> None:
+def test_a_folder_replaces_what_it_holds_and_changes_its_digests(tmp_path) -> None:
     (tmp_path / "verdict.txt").write_text("{fence} own: {text} {fence} / {response} {fence}")
     shipped, own = load_templates(), load_templates(str(tmp_path))
     assert re.fullmatch(r"(\w+) own: T \1 / R \1", own.render(Task.VERDICT, {"text": "T", "response": "R"}))
     assert own.texts[Task.SCORE] == shipped.texts[Task.SCORE]
-    assert own.digest != shipped.digest == load_templates().digest
+    before, after = (templates.digests(Task) for templates in (shipped, own))
+    assert before == load_templates().digests(Task)
+    assert [name for name in before if before[name] != after[name]] == ["verdict"]
 
 
 @pytest.mark.parametrize(

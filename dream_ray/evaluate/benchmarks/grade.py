@@ -89,10 +89,13 @@ class GradeActor:
             outcome = next(found) if row["rollout"] is not None else None
             grades.append(to_row(outcome) if isinstance(outcome, Grade) else None)
             errors.append(to_row(outcome) if isinstance(outcome, ErrorRow) else row["error"])
-        error = pa.array(errors, type=struct_of(ErrorRow))
-        return batch.set_column(batch.column_names.index("error"), "error", error).append_column(
-            "grade", pa.array(grades, type=struct_of(Grade))
-        )
+        return _with_columns(batch, errors, grades)
+
+    @staticmethod
+    def set_aside(row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
+        """What comes of an answer that is not to be graded."""
+        rollout_id = row["rollout"].to_pylist()[0]["rollout_id"]
+        return _with_columns(row, [to_row(ErrorRow(STAGE, rollout_id, reason, detail, attempts))], [None])
 
     async def _one(self, row: dict[str, Any]) -> Grade | ErrorRow:
         prompt, rollout = from_row(Prompt, row["prompt"]), from_row(Rollout, row["rollout"])
@@ -101,3 +104,10 @@ class GradeActor:
         except BadImage as error:
             return ErrorRow(STAGE, rollout.rollout_id, error.reason, error.detail, 1)
         return await grade(BENCHMARKS[self._benchmarks[row["job"]]], prompt, rollout, images, self._chat)
+
+
+def _with_columns(batch: pa.Table, errors: Sequence[Any], grades: Sequence[Any]) -> pa.Table:
+    """The batch with `error` replaced and `grade` added."""
+    error = pa.array(errors, type=struct_of(ErrorRow))
+    graded = batch.set_column(batch.column_names.index("error"), "error", error)
+    return graded.append_column("grade", pa.array(grades, type=struct_of(Grade)))

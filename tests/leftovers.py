@@ -1,0 +1,54 @@
+"""What a run may leave behind on its machine: processes, shared memory and temporary folders; for tests that expect nothing.
+
+Not counted, as they are Ray's and next to nothing: its logs in /tmp/ray/session_*, which stay by design, and the folder of a
+socket or two that its dashboard makes through Python's multiprocessing and is killed before it can remove.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+END_SECONDS = 45.0
+"""How long the last processes of a run may take to end."""
+SOCKETS = "pymp-"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Leftovers:
+    """Counts what appears from now on. Commands whose leftovers count get `environment`."""
+
+    def __init__(self, folder: Path):
+        """`folder` is empty, for the temporary files of the commands; by it their processes are known, too."""
+        self._folder = folder
+        self._segments = _segments()
+        # Ray keeps to its own place: the paths of its sockets have a limit that a test's folder would pass.
+        self.environment = os.environ | {"TMPDIR": str(folder), "RAY_TMPDIR": "/tmp"}
+
+    def left(self) -> list[str]:
+        """What there is of the commands now."""
+        files = {f"temporary: {path.name}" for path in self._folder.iterdir() if not path.name.startswith(SOCKETS)}
+        return sorted(self._processes() | (_segments() - self._segments) | files)
+
+    def expect_none(self) -> None:
+        """Fail where something is still there after END_SECONDS."""
+        deadline = time.monotonic() + END_SECONDS
+        while (left := self.left()) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert not left, f"{END_SECONDS:.0f} s after the command ended there still is: {left}"
+
+    def _processes(self) -> set[str]:
+        """Whatever has inherited the environment: drivers, Ray, its workers, engines."""
+        found = set()
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("TMPDIR") == str(self._folder):
+                    found.add(f"process: {process.pid} {process.name()}")
+            except psutil.Error:  # it has ended, or is another user's
+                continue
+        return found
+
+
+def _segments() -> set[str]:
+    return {f"shared memory: {path.name}" for path in SHARED_MEMORY.iterdir()}

@@ -1,0 +1,84 @@
+"""However a command ends, nothing of it is left on the machine; and the test sees what it would have to see."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.leftovers import SHARED_MEMORY, Leftovers
+
+ROWS = 400
+
+
+def test_what_is_left_is_seen(tmp_path: Path) -> None:
+    left = Leftovers(tmp_path)
+    assert left.left() == []
+    segment = SHARED_MEMORY / f"test-{tmp_path.name}"
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], env=left.environment)
+    try:
+        segment.touch()
+        (tmp_path / "model").mkdir()
+        assert [item.split(":")[0] for item in left.left()] == ["process", "shared memory", "temporary"]
+    finally:
+        segment.unlink()
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, student: Path) -> list[str]:
+    """Of a stage that takes some seconds: prompts of words only, and one row that cannot be read."""
+    lines = [
+        {"id": str(number), "turns": [{"role": "user", "text": f"How does one open lock number {number}?"}]}
+        for number in range(ROWS)
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps(line) for line in lines) + "\n{broken\n")
+    return [
+        str(REPOSITORY / "jobs" / "disentangle.py"), "--config", str(REPOSITORY / "configs" / "local.yaml"),
+        "--run-dir", str(tmp_path / "run"), f"student.model={student}", f"sources=[{{path: {prompts}}}]", "part_rows=1",
+    ]  # fmt: skip
+
+
+def start(arguments: list[str], left: Leftovers, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as stream:
+        command = [sys.executable, *arguments]
+        return subprocess.Popen(command, stdout=stream, stderr=stream, cwd=REPOSITORY, env=left.environment)
+
+
+def wait_for_rows(driver: subprocess.Popen[bytes], run: Path, log: Path) -> None:
+    deadline = time.monotonic() + 200
+    while len(list(run.glob("stages/disentangle/*/parts/*.json"))) < 5:
+        assert driver.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9), ("failure", 1)]
+)
+def test_nothing_is_left_however_a_command_ends(
+    arguments: list[str], tmp_path: Path, ending: signal.Signals | str, code: int
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    left, log, run = Leftovers(tmp_path / "tmp"), tmp_path / "log", tmp_path / "run"
+    failing = ["max_failure_rate=0"] if ending == "failure" else []
+    driver = start([*arguments, *failing], left, log)
+    if isinstance(ending, signal.Signals):
+        wait_for_rows(driver, run, log)
+        driver.send_signal(ending)
+    # A spot machine gives 30 s between SIGTERM and its end.
+    assert driver.wait(timeout=30 if ending == signal.SIGTERM else 200) == code, log.read_text()[-2000:]
+    left.expect_none()
+
+    assert start(arguments, left, log).wait(timeout=300) == 0, log.read_text()[-2000:]
+    left.expect_none()
+    assert not (run / "in_flight").exists()
+    assert not (run / "lease.json").exists()
+    assert not list(run.rglob("*.tmp"))
