@@ -50,6 +50,9 @@ class StudentConfig(Section):
     """Run Python code that the model folder brings. Only for folders that you have read."""
     max_model_len: int = Field(default=2048, ge=64)
     """Longest prompt + answer in tokens, image tokens included, in sampling and in training."""
+    max_pixels: int | None = Field(default=None, ge=1024)
+    """Pictures with more pixels (width x height) are scaled down to this before the student sees them, in sampling and in
+    training alike; beyond what the model's own processor does, which is all that is done unless this is set."""
 
 
 class ColumnsConfig(Section):

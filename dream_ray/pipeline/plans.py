@@ -223,6 +223,7 @@ class Planner:
             "top_p": job.top_p,
             "max_tokens": config.rollout.max_tokens,
             "max_model_len": config.student.max_model_len,
+            "max_pixels": config.student.max_pixels,
             "dtype": config.rollout.dtype,
             "seed": job.seed,
             "round": job.round,

@@ -80,7 +80,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     import trl
     from peft import PeftModel
 
-    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
+    model, reader = load_model(settings, arguments["bf16"])
     losses: dict[str, Any] = {"loss_type": ["sigmoid"]}
     if settings["sft_weight"]:
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings["sft_weight"]]}
@@ -92,8 +92,8 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
         trainer = trl.DPOTrainer(
             model=model,
             args=trl.DPOConfig(seed=settings["seed"], beta=settings["beta"], **losses, **arguments),
-            train_dataset=data.preference_dataset(settings["prompts"], settings["pairs"], settings["images"]),
-            processing_class=processor,
+            train_dataset=data.preference_dataset(settings["prompts"], settings["pairs"], reader),
+            processing_class=reader.processor,
             peft_config=new_adapter(settings["lora"]) if new else None,
         )
         if not new:

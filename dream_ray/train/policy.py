@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from dream_ray import files
 from dream_ray.config import ConfigError
 from dream_ray.scratch import ScratchFolder
+from dream_ray.train.layout import rename_for_engines
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """transformers 5 writes the first, earlier versions the second; either makes a processor."""
@@ -172,6 +173,7 @@ def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False, 
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         folder = Path(scratch, "merged")
         merged.to(getattr(torch, stored) if isinstance(stored, str) else stored).save_pretrained(folder)
+        rename_for_engines(folder)
         AutoProcessor.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(folder)
         store_folder(folder, output)
     return output
