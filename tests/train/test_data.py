@@ -1,5 +1,6 @@
 """The training data sets: joined by prompt, decoded row by row, train split only."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -72,3 +73,54 @@ def test_no_rows_are_refused(run_files):
 def test_another_stages_file_is_refused(run_files):
     with pytest.raises(ValueError, match="lacks the column"):
         data.sft_dataset([run_files["prompts"]], [run_files["pairs"]], LIMITS)
+
+
+def rows_to_learn(run_files, tmp_path: Path, kind: type, change) -> str:
+    """The run's rows of a kind with some of them changed, as a file of their own."""
+    name = "pairs" if kind is PreferencePair else "demonstrations"
+    rows = from_table(kind, pq.read_table(run_files[name]))
+    uri = str(tmp_path / "changed.parquet")
+    pq.write_table(to_table(kind, [change(index, row) for index, row in enumerate(rows)]), uri)
+    return uri
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted(run_files, tmp_path: Path):
+    def change(index: int, pair: PreferencePair) -> PreferencePair:
+        if index == 1:
+            return replace(pair, rejected=f" {pair.chosen} ")
+        return replace(pair, chosen=" ") if index == 5 else pair
+
+    pairs = rows_to_learn(run_files, tmp_path, PreferencePair, change)
+    (tmp_path / "7.png").unlink()
+    skip, counts = data.unusable_rows(PreferencePair, [run_files["prompts"]], [pairs], 0.5)
+    assert skip == {1, 5, 7}
+    assert counts == {"same_answers": 1, "empty_answer": 1, "image_missing": 1}
+    kept = data.preference_dataset([run_files["prompts"]], [pairs], LIMITS, skip)
+    ids = [pair.pair_id for pair in from_table(PreferencePair, pq.read_table(pairs))]
+    assert [row["pair_id"] for row in kept] == [name for index, name in enumerate(ids) if index not in skip]
+
+
+def test_demonstrations_without_a_word_are_left_out(run_files, tmp_path: Path):
+    shown = rows_to_learn(
+        run_files, tmp_path, Demonstration, lambda index, row: replace(row, answer="\n") if index == 0 else row
+    )
+    skip, counts = data.unusable_rows(Demonstration, [run_files["prompts"]], [shown], 0.1)
+    assert (skip, counts) == ({0}, {"empty_answer": 1})
+    assert len(data.sft_dataset([run_files["prompts"]], [shown], LIMITS, skip)) == 11
+
+
+def test_good_rows_are_all_kept(run_files):
+    assert data.unusable_rows(PreferencePair, [run_files["prompts"]], [run_files["pairs"]], 0.0) == (set(), {})
+
+
+def test_too_many_bad_rows_end_the_training(run_files, tmp_path: Path):
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(
+        data.TrainingBroken, match=r"1 of 12 rows cannot be trained on \(image_missing x1; .* allows 5.0%"
+    ):
+        data.unusable_rows(Demonstration, [run_files["prompts"]], [run_files["demonstrations"]], 0.05)
+    for number in range(12):
+        (tmp_path / f"{number}.png").unlink(missing_ok=True)
+    pairs = rows_to_learn(run_files, tmp_path, PreferencePair, lambda index, row: replace(row, chosen=""))
+    with pytest.raises(data.TrainingBroken, match="12 of 12 rows"):
+        data.unusable_rows(PreferencePair, [run_files["prompts"]], [pairs], 1.0)

@@ -44,6 +44,7 @@ def test_what_is_stored_reads_back_from_several_files(tmp_path: Path):
     assert read_stored(str(tmp_path)) == {"a": (-1.5, -2.5), "b": (-0.25, 0.0), "c": (-3.0, -4.0)}
 
 
+@pytest.mark.slow
 def test_a_batch_gets_what_is_stored_of_its_pairs():
     seen = []
     collate = StoredReferenceCollator(lambda examples: seen.append(examples) or {"input_ids": "tokens"})
