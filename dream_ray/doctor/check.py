@@ -121,7 +121,7 @@ def _settings(config: Config, train: TrainConfig, micro_batch_size: int) -> Trai
         sequences=micro_batch_size * (2 if dpo else 1),
         tokens=config.student.max_model_len,
         bf16=train.bf16,
-        checkpointing=train.use_gpu,
+        checkpointing=train.checkpointing,
         workers=max(1, train.num_workers),
         rank=config.lora.rank,
         target_modules=config.lora.target_modules,

@@ -4,6 +4,7 @@ Contract: `check_model_folder` finds in milliseconds what would otherwise fail a
 gives a local path for a uri; `merge_adapter` turns base + adapter into a plain model folder. Nothing here trains.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -112,6 +113,14 @@ def _json(uri: str, name: str) -> dict[str, object]:
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON ({error}). Copy or download the model folder again.") from None
     return dict(content)
+
+
+def model_digest(folder: str) -> str:
+    """A hash of a model folder: its config's content and the name and size of every file, not gigabytes of weights."""
+    filesystem, path = files.resolve(folder)
+    sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
+    content = files.read_bytes(files.join(folder, "config.json"))
+    return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
 
 
 def fetch_folder(uri: str, into: Path) -> Path:

@@ -5,10 +5,12 @@ projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `o
 do not change. Call it from a driver; the work happens in Ray Train workers.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.records import Demonstration
 from dream_ray.scratch import ScratchFolder
 from dream_ray.student import StudentReader
 from dream_ray.train import data, ray_adapter
@@ -30,22 +32,27 @@ def train_sft(
     images: ImageConfig,
     seed: int,
     output: str,
+    max_failure_rate: float = 0.0,
 ) -> TrainResult:
     """Train an adapter on demonstrations of train-split prompts (parquet uris of Prompt and Demonstration).
 
-    Raises ConfigError before anything loads where the model folder or the batch size cannot work.
+    Demonstrations that cannot be learnt from (data.unusable_rows) are left out and counted, up to a share of
+    `max_failure_rate`. Raises ConfigError before anything loads where the model folder or the batch size cannot work, and
+    TrainingBroken.
     """
     check_model_folder(student.model)
+    skip, skipped = data.unusable_rows(Demonstration, prompts, demonstrations, max_failure_rate)
     settings = {
         "prompts": [ray_adapter.absolute(uri) for uri in prompts],
         "demonstrations": [ray_adapter.absolute(uri) for uri in demonstrations],
+        "skip": skip,
         "model": ray_adapter.absolute(student.model),
         "student": student,
         "lora": lora,
         "images": images,
         "seed": seed,
     }
-    return ray_adapter.fit(build_trainer, settings, sft, output)
+    return dataclasses.replace(ray_adapter.fit(build_trainer, settings, sft, output), skipped=skipped)
 
 
 def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Trainer":
@@ -57,7 +64,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     return SFTTrainer(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
-        train_dataset=data.sft_dataset(settings["prompts"], settings["demonstrations"], reader),
+        train_dataset=data.sft_dataset(settings["prompts"], settings["demonstrations"], reader, settings["skip"]),
         processing_class=reader.processor,
         peft_config=new_adapter(settings["lora"]),
     )

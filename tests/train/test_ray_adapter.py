@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from dream_ray.config import ConfigError, SftConfig
-from dream_ray.train.ray_adapter import RUN_NAME, accumulation_steps, drop_torn_checkpoints
+from dream_ray.train.ray_adapter import (
+    RUN_NAME,
+    _no_memory,
+    accumulation_steps,
+    check_reporters,
+    drop_torn_checkpoints,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +40,21 @@ def test_only_a_torn_list_costs_the_checkpoints(tmp_path: Path, listed: str, kep
 def test_a_first_attempt_has_nothing_to_drop(tmp_path: Path) -> None:
     drop_torn_checkpoints(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reporter_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_reporters(SftConfig())
+    with pytest.raises(ConfigError, match=r"report_to names mlflow, but mlflow is not installed"):
+        check_reporters(SftConfig(report_to=("mlflow",)))
+    with pytest.raises(ConfigError, match="tensorboard or tensorboardX"):
+        check_reporters(SftConfig(report_to=("tensorboard",)))
+
+
+def test_a_lack_of_memory_names_what_is_left_to_try() -> None:
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
+    words = _no_memory(SftConfig(micro_batch_size=4), error)
+    assert "lower micro_batch_size (now 4); set gradient_checkpointing: true; set bf16: true" in words
+    assert "More words" not in words
+    words = _no_memory(SftConfig(micro_batch_size=1, use_gpu=True, bf16=True), error)
+    assert not any(name in words for name in ("micro_batch_size", "gradient_checkpointing", "bf16"))

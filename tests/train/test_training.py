@@ -7,10 +7,12 @@ import pytest
 
 from dream_ray import files
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.student import StudentReader
 from dream_ray.train import ray_adapter
-from dream_ray.train.dpo import build_trainer as build_dpo
+from dream_ray.train.data import preference_dataset
 from dream_ray.train.dpo import train_dpo
 from dream_ray.train.policy import Policy, merge_adapter
+from dream_ray.train.reference import read_stored, reference_key
 from dream_ray.train.sft import build_trainer as build_sft
 from dream_ray.train.sft import train_sft
 
@@ -35,7 +37,7 @@ def sft_once(model: Path, run_files: dict[str, str], output: Path, config: SftCo
     )
 
 
-def dpo_once(model: Path, run_files: dict[str, str], output: Path, start: Policy, reference: Policy, config=DPO):
+def dpo_once(model: Path, run_files, output: Path, start: Policy, reference: Policy, config=DPO, **more):
     output.mkdir()
     return train_dpo(
         prompts=[run_files["prompts"]],
@@ -48,6 +50,7 @@ def dpo_once(model: Path, run_files: dict[str, str], output: Path, start: Policy
         images=ImageConfig(),
         seed=0,
         output=str(output),
+        **more,
     )
 
 
@@ -130,14 +133,17 @@ def test_the_same_seed_gives_the_same_adapter(tiny_model: Path, run_files, tmp_p
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def reader_of(model: Path) -> StudentReader:
+    return StudentReader(model, StudentConfig(model=str(model)), ImageConfig())
+
+
 def reference_log_probs(model, tiny_model: Path, row: dict, side: str) -> float:
     """Sum of the answer tokens' log-probabilities, computed without TRL."""
     import torch
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(tiny_model)
-    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True)
-    whole = processor.apply_chat_template(row["prompt"] + row[side])
+    prompt, whole = row["prompt"], row["prompt"] + row[side]
     pictures = [row["images"]] if row["images"] else None
     length = processor(text=[prompt], images=pictures, return_tensors="pt")["input_ids"].shape[1]
     inputs = processor(text=[whole], images=pictures, return_tensors="pt")
@@ -145,39 +151,6 @@ def reference_log_probs(model, tiny_model: Path, row: dict, side: str) -> float:
         scores = model(**inputs).logits.float().log_softmax(-1)
     targets = inputs["input_ids"][0, length:]
     return float(scores[0, length - 1 : -1].gather(1, targets[:, None]).sum())
-
-
-@pytest.mark.parametrize("reference", ["other adapter", "base"])
-def test_the_reference_is_the_one_that_was_asked_for(tiny_model: Path, run_files, tmp_path: Path, reference: str):
-    """TRL copies the start into its reference; with start != reference ours has to replace it."""
-    start = sft_once(tiny_model, run_files, tmp_path / "start", seed=1)
-    other = sft_once(tiny_model, run_files, tmp_path / "other", seed=2)
-    adapter = other.adapter if reference == "other adapter" else None
-    settings = {
-        "prompts": [run_files["prompts"]],
-        "pairs": [run_files["pairs"]],
-        "model": str(tiny_model),
-        "start_adapter": start.adapter,
-        "reference_adapter": adapter,
-        "student": StudentConfig(model=str(tiny_model)),
-        "lora": LORA,
-        "beta": 0.1,
-        "sft_weight": 0.0,
-        "images": ImageConfig(),
-        "seed": 0,
-    }
-    trainer = build_dpo(settings, ray_adapter._arguments(DPO, tmp_path / "scratch"))
-    rows = [trainer.train_dataset[index] for index in (0, 1, 11)]
-    batch = trainer.data_collator([dict(row) for row in rows])
-    seen = [part.tolist() for part in trainer.compute_ref_log_probs(trainer.model, batch)]
-    wanted_model, start_model = load(tiny_model, adapter), load(tiny_model, start.adapter)
-    for side, values in zip(("chosen", "rejected"), seen, strict=True):
-        wanted = [reference_log_probs(wanted_model, tiny_model, row, side) for row in rows]
-        assert values == pytest.approx(wanted, rel=1e-5, abs=1e-4)
-        assert values != pytest.approx([reference_log_probs(start_model, tiny_model, row, side) for row in rows], abs=1)
-    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
-    assert trained
-    assert all(".default." in name for name in trained)
 
 
 def test_policies_that_do_not_fit_are_refused(tiny_model: Path, run_files, tmp_path: Path):
@@ -214,6 +187,18 @@ def test_two_workers_under_ray_train_give_what_one_process_gives(tiny_model: Pat
     )
     assert dpo.steps == 6
     assert (tmp_path / "dpo" / "ray_train").is_dir()
+
+    # The two workers shared the pairs; what they stored is the reference's, and the next training pays nothing.
+    folder = tmp_path / "dpo" / "reference" / reference_key(reference, bf16=False)
+    files_then = sorted(folder.iterdir())
+    stored, wanted = read_stored(str(folder)), load(tiny_model, alone.adapter)
+    rows = preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader_of(tiny_model))
+    for row in rows:
+        values = [reference_log_probs(wanted, tiny_model, row, side) for side in ("chosen", "rejected")]
+        assert stored[row["pair_id"]] == pytest.approx(values, rel=1e-5, abs=1e-4)
+    dpo_once(tiny_model, run_files, tmp_path / "again", policy, reference, stored=str(folder.parent))
+    assert sorted(folder.iterdir()) == files_then
+    assert not (tmp_path / "again" / "reference").exists()
 
 
 STEPS_OF_A_CRASH = [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
@@ -290,5 +275,6 @@ def fit_with_one_crash(model: Path, run_files: dict[str, str], folder: Path, con
         "lora": LORA,
         "images": ImageConfig(),
         "seed": 0,
+        "skip": (),
     }
     return ray_adapter.fit(build, settings, config, str(folder / "crash"))
