@@ -24,7 +24,7 @@ from dream_ray.sources.registry import content_digest
 from dream_ray.teacher import demonstrate, disentangle
 from dream_ray.train.policy import Policy, model_digest
 
-UNRELATED = {"report_to"}
+UNRELATED = {"report_to", "num_workers", "checkpoint_steps", "keep_checkpoints"}
 """Settings of a training that change nothing of what comes out."""
 
 
