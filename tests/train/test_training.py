@@ -291,7 +291,7 @@ def fit_with_one_crash(
                     open(crashed, "w").close()
                     # The controller learns of a checkpoint a moment later.
                     while not (
-                        os.path.exists(registered) and re.search(rf'"step": ?{saved}\b', open(registered).read())
+                        os.path.exists(registered) and re.search(rf'"step": ?{saved}\b', Path(registered).read_text())
                     ):
                         time.sleep(0.1)
                     os._exit(1)
