@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dream_ray.doctor.shape import weight_names
+
 LLAVA = {"LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"}
 """Architectures of vLLM that keep a CLIP or SigLIP tower one level deeper."""
 
@@ -30,7 +32,8 @@ def refused_name(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 def refused_by_engines(folder: Path) -> bool:
     """True where a local folder has such a name."""
-    return any(refused_name(_config(folder), _names(file)) for file in folder.glob("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    return refused_name(config, weight_names(str(folder), "model")) is not None
 
 
 def rename_for_engines(folder: Path) -> None:
@@ -46,17 +49,6 @@ def rename_for_engines(folder: Path) -> None:
         content = json.loads(index.read_text())
         content["weight_map"] = {_engine_name(name): file for name, file in content["weight_map"].items()}
         index.write_text(json.dumps(content, indent=2))
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "config.json").read_text()))
-
-
-def _names(file: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as header:
-        return list(header.keys())
 
 
 def _engine_name(name: str) -> str:
