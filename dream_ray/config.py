@@ -50,6 +50,9 @@ class StudentConfig(Section):
     """Run Python code that the model folder brings. Only for folders that you have read."""
     max_model_len: int = Field(default=2048, ge=64)
     """Longest prompt + answer in tokens, image tokens included, in sampling and in training."""
+    max_pixels: int | None = Field(default=None, ge=1024)
+    """Pictures with more pixels (width x height) are scaled down to this before the student sees them, in sampling and in
+    training alike; beyond what the model's own processor does, which is all that is done unless this is set."""
 
 
 class ColumnsConfig(Section):
@@ -233,11 +236,51 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
-    num_workers: int = Field(default=1, ge=0)
-    """Ray Train workers; 0 trains inside the driver."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers, over all nodes; 0 trains inside the driver. `[least, most]` takes what the cluster has and goes on
+    with more or fewer, from the last checkpoint and with the same `batch_size`."""
+    strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """How several workers share the work. ddp: each holds the whole model. fsdp2 (PyTorch) and zero3 (DeepSpeed, which has
+    to be installed): weights, gradients and optimiser are cut over all workers, for models that one GPU cannot hold."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; at the end of each epoch unless set. A training that is interrupted goes on from the
+    last one, with the batch that comes next."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """How many checkpoints stay on the storage, the newest ones."""
     use_gpu: bool = False
     bf16: bool = False
     """bfloat16 weights and activations; float32 otherwise."""
+    gradient_checkpointing: bool | None = None
+    """Keep a layer's input alone and compute the rest again in the backward pass: a third more time for much less memory.
+    Unset: on GPUs, whose memory is short."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where the training's log goes besides training.jsonl in the stage's folder. wandb and mlflow have to be installed, and
+    take their address and key from their own environment variables."""
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether gradients are checkpointed."""
+        return self.use_gpu if self.gradient_checkpointing is None else self.gradient_checkpointing
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most processes that train."""
+        least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        return max(1, least), max(1, most)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if isinstance(self.num_workers, tuple):
+            least, most = self.num_workers
+            if not 1 <= least <= most:
+                raise ValueError(f"num_workers = [{least}, {most}] has to be [least, most] with 1 <= least <= most")
+        elif self.num_workers < 0:
+            raise ValueError(f"num_workers = {self.num_workers} is below 0; 0 trains inside the driver")
+        if self.strategy != "ddp" and self.num_workers == 0:
+            raise ValueError(
+                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = 0 has none; set 1 or more"
+            )
+        return self
 
 
 class SftConfig(TrainConfig):
@@ -247,16 +290,58 @@ class SftConfig(TrainConfig):
     epochs: float = Field(default=3, gt=0)
 
 
+class CollapseConfig(Section):
+    """Bounds of a DPO round's own numbers, each a mean over the steps between two lines of its log. One that is left ends the
+    round with the weights of the last line within them. Unset ones are not watched: what is too far depends on model, beta
+    and answers, so look at the log of a round that went well first."""
+
+    max_margin: float | None = Field(default=None, gt=0)
+    """Most that chosen answers may be rewarded above rejected ones (rewards/margins, which has beta in it)."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Most nats per answer that the policy may have moved from the reference on the pairs' answers (`kl`)."""
+    max_length_ratio: float | None = Field(default=None, gt=1)
+    """Most that the mean length of the policy's answers to benign prompts may change, as a factor either way."""
+    max_benign_refusal: float | None = Field(default=None, ge=0, lt=1)
+    """Largest share of benign prompts that the policy may refuse, by the keywords of stock refusals."""
+    probes: int = Field(default=16, ge=1)
+    """How many benign prompts of the development split are answered for the last two."""
+    probe_tokens: int = Field(default=64, ge=1)
+    """Longest answer to one of them."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a bound needs answers to be generated."""
+        return self.max_length_ratio is not None or self.max_benign_refusal is not None
+
+
 class DpoConfig(TrainConfig):
     """Preference optimisation of one round."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     epochs: float = Field(default=1, gt=0)
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust"] = "sigmoid"
+    """By TRL's names. sigmoid: Rafailov et al. 2023. sigmoid_norm: the same on log-probabilities per token, so that length
+    does not count. ipo: Azar et al. 2023, per token too. hinge: Zhao et al. 2023 (SLiC). robust: Chowdhury et al. 2024,
+    which reckons with a share `label_smoothing` of pairs that are the wrong way round."""
     beta: float = Field(default=0.1, gt=0)
+    """How strongly the policy is held to the reference; of ipo the paper's tau. Losses per token see margins that are smaller
+    by the answers' length, so they want a larger one (SimPO, per token too, takes 2 to 2.5)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs expected to be the wrong way round, for the loss `robust`; TRL's other losses here have none."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen answers beside the DPO loss."""
     reference: Literal["initial", "previous"] = "initial"
     """`initial`: policy 0 stays the reference. `previous`: each round's start is."""
+    stop: CollapseConfig = CollapseConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.loss == "robust") != (self.label_smoothing > 0):
+            raise ValueError(
+                f"dpo.loss = {self.loss} with dpo.label_smoothing = {self.label_smoothing:g}: the loss robust needs a share "
+                "above 0, and TRL's other losses have no label smoothing, so it would be ignored. Set both or neither"
+            )
+        return self
 
 
 class RolloutConfig(Section):

@@ -207,6 +207,15 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class ReferenceLogProb:
+    """What a reference gives both answers of a pair: log-probabilities summed over an answer's tokens, in nats."""
+
+    pair_id: str
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True)
 class TrainingStep:
     """One logged number of a training run (loss, learning_rate, rewards/margins, …) at an optimiser step."""
 

@@ -29,12 +29,12 @@ from dream_ray.pipeline.parts import (
     read_part,
     run_pass,
 )
-from dream_ray.pipeline.plans import Plan, in_splits, model_digest
+from dream_ray.pipeline.plans import Plan, in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.sampling_stages import with_samples
 from dream_ray.records import ErrorRow, Grade, Prompt, Rollout, Split, from_row
 from dream_ray.rollout.requests import SampleRequest, request_table, sample_seed
-from dream_ray.train.policy import Policy
+from dream_ray.train.policy import Policy, model_digest
 
 
 @dataclass(frozen=True)

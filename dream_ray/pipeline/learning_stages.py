@@ -4,6 +4,7 @@ Contract: as in data_stages.py. Training itself is in train/; here are its input
 `TrainingStep` rows. A stage's adapter lies in <stage>/adapter.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,22 +18,29 @@ from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled, training_items
-from dream_ray.pipeline.parts import StageFailed, Tally, Target, read_part, read_parts, run_pass, write_part
+from dream_ray.pipeline.parts import StageFailed, Tally, Target, part_rows, read_part, read_parts, run_pass, write_part
+from dream_ray.pipeline.plans import in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
-from dream_ray.pipeline.store import parquet_files
+from dream_ray.pipeline.store import StageRef, parquet_files
 from dream_ray.records import (
     Disentanglement,
     Judgement,
     PreferencePair,
+    Prompt,
+    Risk,
     Rollout,
+    Split,
     TrainingStep,
     from_table,
     to_table,
 )
+from dream_ray.train.data import TrainingBroken
 from dream_ray.train.dpo import train_dpo
 from dream_ray.train.policy import Policy, merge_adapter
 from dream_ray.train.ray_adapter import TrainResult
 from dream_ray.train.sft import train_sft
+
+log = logging.getLogger(__name__)
 
 
 def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
@@ -50,9 +58,10 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
             images=config.images,
             seed=config.seed,
             output=plan.ref.uri,
+            max_failure_rate=config.max_failure_rate,
         )
 
-    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref.data_uri, _trained(train))})[0]
+    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref, _trained("sft", train))})[0]
     return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -150,9 +159,12 @@ def dpo(
                 images=config.images,
                 seed=config.seed + number,
                 output=plan.ref.uri,
+                stored=files.join(pairs.ref.uri, "reference"),
+                probes=_benign_probes(prompts, config.dpo.stop.probes) if config.dpo.stop.asks else (),
+                max_failure_rate=config.max_failure_rate,
             )
 
-        done = run.carry_out([plan], lambda: {key: _logged(plan.ref.data_uri, _trained(train))})[0]
+        done = run.carry_out([plan], lambda: {key: _logged(plan.ref, _trained(key, train))})[0]
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -161,12 +173,24 @@ def _training_parts(prompts: Done) -> list[str]:
     return [files.join(prompts.ref.data_uri, f"{item.part}.parquet") for item in training_items("", prompts)]
 
 
-def _trained(train: Callable[[], TrainResult]) -> TrainResult:
+def _benign_probes(prompts: Done, count: int) -> list[Prompt]:
+    """The first prompts of the development split that their source labels as benign."""
+    found: list[Prompt] = []
+    for part in part_rows(prompts.ref.data_uri):
+        if len(found) < count and in_splits(part, [Split.DEV]):
+            table = read_part(prompts.ref.data_uri, part)
+            found += [row for row in from_table(Prompt, table) if row.risk == Risk.BENIGN] if table is not None else []
+    return found[:count]
+
+
+def _trained(key: str, train: Callable[[], TrainResult]) -> TrainResult:
     """What a training gives; where a worker's storage failed, that error and not Ray Train's around it."""
     from ray.train import TrainingFailedError, WorkerGroupError
 
     try:
         return train()
+    except TrainingBroken as error:
+        raise StageFailed(f"{key}: {error}") from error
     except TrainingFailedError as error:
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
         for cause in filter(files.is_of_storage, failures):
@@ -174,14 +198,17 @@ def _trained(train: Callable[[], TrainResult]) -> TrainResult:
         raise
 
 
-def _logged(data_uri: str, result: TrainResult) -> Outcome:
-    """The training log as the stage's rows."""
+def _logged(ref: StageRef, result: TrainResult) -> Outcome:
+    """The training log as the stage's rows; in the manifest, what was trained on and why it ended early."""
     steps = [
         TrainingStep(int(entry["step"]), float(entry["epoch"]), name, float(value))
         for entry in result.history
         for name, value in sorted(entry.items())
         if name not in ("step", "epoch")
     ]
-    write_part(data_uri, "log", to_table(TrainingStep, steps))
+    write_part(ref.data_uri, "log", to_table(TrainingStep, steps))
     extra = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
+    extra |= {"stopped": result.stopped, "skipped": dict(result.skipped)}
+    if result.skipped:
+        log.warning("%s: rows left out: %s", ref.key, dict(result.skipped))
     return Outcome(Tally(rows_out=len(steps)), extra)

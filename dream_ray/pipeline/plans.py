@@ -6,16 +6,12 @@ config and the templates; no Ray, no torch, no network.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow.fs as pafs
-
-from dream_ray import files
 from dream_ray.chat.factory import chat_digest, chat_name
 from dream_ray.chat.protocol import Task
 from dream_ray.config import ChatConfig, Config, PriceConfig, SourceConfig
@@ -26,7 +22,10 @@ from dream_ray.prompts import Templates, load_templates
 from dream_ray.records import Split
 from dream_ray.sources.registry import content_digest
 from dream_ray.teacher import demonstrate, disentangle
-from dream_ray.train.policy import Policy
+from dream_ray.train.policy import Policy, model_digest, reading_digest
+
+UNRELATED = {"report_to", "num_workers", "checkpoint_steps", "keep_checkpoints"}
+"""Settings of a training that change nothing of what comes out."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,6 @@ def parts_of_round(parts: Sequence[str], number: int, share: float) -> list[str]
     return [mixed[(first + offset) % len(mixed)] for offset in range(size)]
 
 
-def model_digest(folder: str) -> str:
-    """A hash of a model folder: its config's content and the name and size of every file, not gigabytes of weights."""
-    filesystem, path = files.resolve(folder)
-    sizes = [[info.base_name, info.size] for info in filesystem.get_file_info(pafs.FileSelector(path))]
-    content = files.read_bytes(files.join(folder, "config.json"))
-    return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
-
-
 class Planner:
     """Plans the stages of one config on its run directory."""
 
@@ -189,8 +180,11 @@ class Planner:
             ],
             "images": config.images.model_dump(mode="json"),
             "part_rows": config.part_rows,
+            # Prompts are measured as the student reads them.
+            "student": config.student.model_dump(mode="json", include={"max_model_len", "max_pixels"})
+            | {"reading": reading_digest(config.student.model)},
         }
-        return self.plan(key, 2, settings, {})
+        return self.plan(key, 3, settings, {})
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""
@@ -205,7 +199,7 @@ class Planner:
 
     def sft(self, prompts: StageRef, demonstrations: StageRef) -> Plan:
         """Policy 0."""
-        settings = self._training() | {"sft": self.config.sft.model_dump(mode="json")}
+        settings = self._training() | {"sft": self.config.sft.model_dump(mode="json", exclude=UNRELATED)}
         return self.plan("sft", 2, settings, {"prompts": prompts, "demonstrations": demonstrations})
 
     def sampled(self, job: SampleJob, prompts: StageRef, observed: StageRef) -> tuple[Plan, Plan]:
@@ -223,6 +217,7 @@ class Planner:
             "top_p": job.top_p,
             "max_tokens": config.rollout.max_tokens,
             "max_model_len": config.student.max_model_len,
+            "max_pixels": config.student.max_pixels,
             "dtype": config.rollout.dtype,
             "seed": job.seed,
             "round": job.round,
@@ -240,7 +235,8 @@ class Planner:
 
     def dpo(self, number: int, prompts: StageRef, pairs: StageRef, standing: StageRef, start: str) -> Plan:
         """Policy `number`, trained from the policy named `start`, which the stage `standing` made."""
-        settings = self._training() | {"dpo": self.config.dpo.model_dump(mode="json"), "start": start}
+        settings = self._training() | {"dpo": self.config.dpo.model_dump(mode="json", exclude=UNRELATED)}
+        settings |= {"start": start}
         inputs = {"prompts": prompts, "pairs": pairs, "standing": standing}
         return self.plan(f"round-{number}/dpo", 2, settings, inputs)
 

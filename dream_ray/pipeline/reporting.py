@@ -306,6 +306,13 @@ def _caveats(run: PastRun) -> Iterable[str]:
             "The teacher or the judge is a set of rules: OCR and a lexicon, no model. It finds what its lexicon names and "
             "judges an answer by its wording. Use a model for numbers that matter."
         )
+    for done in run.stages:
+        if stopped := done.manifest.extra.get("stopped"):
+            steps = done.manifest.extra["steps"]
+            yield f"{done.ref.key} was stopped, and its policy has the weights after {steps} steps: {stopped}."
+        if skipped := done.manifest.extra.get("skipped"):
+            words = ", ".join(f"{reason} x{count}" for reason, count in skipped.items())
+            yield f"{done.ref.key} left out rows that cannot be learnt from: {words}."
     if run.standing is not None:
         yield from _blind_caveat(run.metrics[run.standing])
     if not run.aligns:

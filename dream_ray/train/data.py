@@ -1,25 +1,40 @@
 """What the trainers read: the run's parquet files joined into a map-style data set, images decoded row by row.
 
-Contract: dialogues and answers stay in Arrow; a row becomes chat messages and pixels only when the dataloader asks
-for it, so memory does not grow with the number of images. Only prompts of the train split may be learnt from: another
-one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now, or changed, raises BadImage.
+Contract: dialogues and answers stay in Arrow; a row becomes text and pixels only when the dataloader asks for it, and each
+worker asks for its own rows, so memory does not grow with the number of images. The text is rendered as for sampling
+(student.py), special tokens included, which is why TRL is given texts, not messages. Only prompts of the train split may be
+learnt from: another one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now, or
+changed, raises BadImage.
+
+Rows that teach nothing or cannot be read are left out before training starts and counted by reason (`unusable_rows`): by
+the driver, once, as all workers have to see the same rows.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dream_ray import files, images
-from dream_ray.config import ImageConfig
-from dream_ray.dialogue import to_messages
+from dream_ray import files
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of, stable_id
-from dream_ray.stored_images import read_images
+from dream_ray.student import StudentReader
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
+
+
+PAIR_ID = "pair_id"
+"""The column of a preference data set that tells its pairs apart."""
+
+
+class TrainingBroken(Exception):
+    """A training that cannot give a policy, or may not: the message says why and what to do. Trying again would not help."""
+
+
+ANSWERS = {Demonstration: ("answer",), PreferencePair: ("chosen", "rejected")}
+"""The columns that hold what is learnt."""
 
 
 def read_table(record_type: type, uris: Sequence[str]) -> pa.Table:
@@ -40,21 +55,84 @@ def read_table(record_type: type, uris: Sequence[str]) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def sft_dataset(prompts: Sequence[str], demonstrations: Sequence[str], limits: ImageConfig) -> "Dataset":
-    """Rows {prompt, completion, images} as TRL's SFTTrainer takes them, one per demonstration."""
-    table = read_table(Demonstration, demonstrations)
-    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"]}, limits)
+def unusable_rows(
+    record_type: type, prompts: Sequence[str], rows: Sequence[str], max_failure_rate: float
+) -> tuple[frozenset[int], Mapping[str, int]]:
+    """The rows (positions in order of the files) that training leaves out, and how many for each reason.
+
+    "empty_answer": an answer without a word. "same_answers": chosen and rejected are the same text. "image_missing": an
+    image of the prompt is gone from the storage. Raises TrainingBroken where more than `max_failure_rate` of the rows, or all,
+    are left out.
+    """
+    table = read_table(record_type, rows)
+    answers = [table[name].to_pylist() for name in ANSWERS[record_type]]
+    gone = _prompts_without_images(prompts, set(table["prompt_id"].to_pylist()))
+    reasons: dict[int, str] = {}
+    for index, (prompt_id, *texts) in enumerate(zip(table["prompt_id"].to_pylist(), *answers, strict=True)):
+        words = [text.strip() for text in texts]
+        if not all(words):
+            reasons[index] = "empty_answer"
+        elif len(words) > 1 and len(set(words)) == 1:
+            reasons[index] = "same_answers"
+        elif prompt_id in gone:
+            reasons[index] = "image_missing"
+    counts = Counter(reasons.values())
+    if reasons and (len(reasons) == table.num_rows or len(reasons) > max_failure_rate * table.num_rows):
+        found = ", ".join(f"{reason} x{count}" for reason, count in counts.most_common())
+        raise TrainingBroken(
+            f"{len(reasons)} of {table.num_rows} rows cannot be trained on ({found}; max_failure_rate allows "
+            f"{max_failure_rate:.1%}). Restore images that are gone, run the stage that wrote the rows again, or raise "
+            "max_failure_rate if that loss is acceptable."
+        )
+    return frozenset(reasons), dict(counts)
 
 
-def preference_dataset(prompts: Sequence[str], pairs: Sequence[str], limits: ImageConfig) -> "Dataset":
-    """Rows {prompt, chosen, rejected, images} as TRL's DPOTrainer takes them, one per pair."""
-    table = read_table(PreferencePair, pairs)
-    return _dataset(
-        read_table(Prompt, prompts), table, {"chosen": table["chosen"], "rejected": table["rejected"]}, limits
-    )
+def _prompts_without_images(prompts: Sequence[str], wanted: Collection[str]) -> set[str]:
+    """Ids of the wanted prompts of which an image is gone. Each folder is listed once: an image store has 256 of them, and
+    asking for every image would be a request each on an object store."""
+    uris = {
+        prompt_id: [image["uri"] for turn in turns for image in turn["images"]]
+        for prompt_id, turns in zip(
+            *(read_table(Prompt, prompts)[name].to_pylist() for name in ("prompt_id", "turns")), strict=True
+        )
+        if prompt_id in wanted
+    }
+    folders = {uri.rpartition("/")[0] for found in uris.values() for uri in found}
+    names = {folder: {path.rsplit("/", 1)[1] for path in files.list_files(folder)} for folder in folders}
+    return {
+        prompt_id
+        for prompt_id, found in uris.items()
+        if not all(name in names[folder] for folder, _, name in (uri.rpartition("/") for uri in found))
+    }
 
 
-def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArray], limits: ImageConfig) -> "Dataset":
+def sft_dataset(
+    prompts: Sequence[str], demonstrations: Sequence[str], reader: StudentReader, skip: Collection[int] = ()
+) -> "Dataset":
+    """Rows {prompt, completion, images} as TRL's SFTTrainer takes them, one per demonstration that is not in `skip`."""
+    table = _without(read_table(Demonstration, demonstrations), skip)
+    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"]}, reader)
+
+
+def preference_dataset(
+    prompts: Sequence[str], pairs: Sequence[str], reader: StudentReader, skip: Collection[int] = ()
+) -> "Dataset":
+    """Rows {prompt, chosen, rejected, images} as TRL's DPOTrainer takes them, one per pair that is not in `skip`.
+
+    Their `pair_id` comes along, for the reference's stored log-probabilities.
+    """
+    table = _without(read_table(PreferencePair, pairs), skip)
+    columns = {name: table[name] for name in ("chosen", "rejected", PAIR_ID)}
+    return _dataset(read_table(Prompt, prompts), table, columns, reader)
+
+
+def _without(table: pa.Table, skip: Collection[int]) -> pa.Table:
+    return table.take([index for index in range(table.num_rows) if index not in skip]) if skip else table
+
+
+def _dataset(
+    prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArray], reader: StudentReader
+) -> "Dataset":
     """Prompts joined to their answers by prompt_id, in the order of `rows`."""
     from datasets import Dataset
     from datasets.table import InMemoryTable
@@ -82,7 +160,7 @@ def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArr
     content = pa.table({"turns": joined["turns"], **answers})
     # A fingerprint of our own: datasets would hash the table through dill, which prints byte code on a worker's stdout.
     data = Dataset(InMemoryTable(content), fingerprint=stable_id("dataset", wanted).removeprefix("dataset-"))
-    return data.with_transform(_Render(limits))
+    return data.with_transform(_Render(reader))
 
 
 def sizes(data: "Dataset") -> list[tuple[int, int]]:
@@ -97,22 +175,21 @@ def sizes(data: "Dataset") -> list[tuple[int, int]]:
 
 
 class _Render:
-    """A batch of Arrow rows as messages and pixels; a class, so that a data set that holds it can be pickled."""
+    """A batch of Arrow rows as text and pixels; a class, so that a data set that holds it can be pickled."""
 
-    def __init__(self, limits: ImageConfig):
-        self.limits = limits
+    def __init__(self, reader: StudentReader):
+        self.reader = reader
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rendered: dict[str, list[Any]] = {}
-        for name, values in batch.items():
-            if name == "turns":
-                dialogues = [[from_row(Turn, turn) for turn in turns] for turns in values]
-                rendered["prompt"] = [to_messages(turns) for turns in dialogues]
-                rendered["images"] = [self._pixels(turns) for turns in dialogues]
-            else:
-                rendered[name] = [to_messages([Turn(role="assistant", text=text, images=())]) for text in values]
+        dialogues = [[from_row(Turn, turn) for turn in turns] for turns in batch["turns"]]
+        rendered: dict[str, list[Any]] = {
+            "prompt": [self.reader.prompt(turns) for turns in dialogues],
+            "images": [self.reader.pixels(turns) for turns in dialogues],
+        }
+        for name, texts in batch.items():
+            if name == PAIR_ID:
+                rendered[name] = texts
+            elif name != "turns":
+                answers = zip(dialogues, texts, strict=True)
+                rendered[name] = [self.reader.answer(turns, text) for turns, text in answers]
         return rendered
-
-    def _pixels(self, turns: Sequence[Turn]) -> list["Image"]:
-        contents = read_images([image for turn in turns for image in turn.images], self.limits)
-        return [images.decode(content, self.limits) for content in contents]

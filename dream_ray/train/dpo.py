@@ -3,20 +3,26 @@
 Contract: `train_dpo` reads prompts and pairs from parquet and trains one adapter with TRL's DPOTrainer. Two cases: the
 start has an adapter, and training goes on with it against any reference on the same base model (`reference: initial`);
 or the start is a plain model, a new adapter begins, and the reference is that model itself (`reference: previous`,
-after `merge_adapter`). The reference is a frozen adapter beside the policy's, never a second copy of the model.
+after `merge_adapter`). The reference is a frozen adapter beside the policy's, never a second copy of the model. It runs once
+over the pairs (reference.py); the steps run the policy alone.
 
 DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (log p/p_ref)(rejected))).
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dream_ray import files
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
+from dream_ray.records import PreferencePair, Prompt
 from dream_ray.scratch import ScratchFolder
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
 from dream_ray.train.ray_adapter import TrainResult
+from dream_ray.train.reference import reference_key, use_stored_reference
 from dream_ray.train.sft import load_model, new_adapter
 
 if TYPE_CHECKING:
@@ -39,27 +45,44 @@ def train_dpo(
     images: ImageConfig,
     seed: int,
     output: str,
+    stored: str | None = None,
+    probes: Sequence[Prompt] = (),
+    max_failure_rate: float = 0.0,
 ) -> TrainResult:
     """Train on preference pairs of train-split prompts (parquet uris of Prompt and PreferencePair).
 
-    Raises ConfigError before anything loads where the policies do not fit together or the batch size cannot work.
+    `stored` is the folder of the reference's log-probabilities; beside the pairs, every training on them finds it. Unset:
+    in `output`. `probes` are the benign prompts that `dpo.stop` asks about. Pairs that cannot be learnt from
+    (data.unusable_rows) are left out and counted, up to a share of `max_failure_rate`. Raises ConfigError before anything
+    loads where the policies do not fit together or a setting cannot work, and TrainingBroken.
     """
     check_model_folder(start.model)
     _check_policies(start, reference)
+    if dpo.stop.asks and not probes:
+        raise ConfigError(
+            "dpo.stop bounds the answers to benign prompts, but there are none in the development split that a source labels "
+            "as benign. Take a source that labels its prompts, or unset dpo.stop.max_length_ratio and "
+            "dpo.stop.max_benign_refusal."
+        )
+    skip, skipped = data.unusable_rows(PreferencePair, prompts, pairs, max_failure_rate)
+    folder = files.join(stored or files.join(output, "reference"), reference_key(reference, dpo.bf16))
     settings = {
         "prompts": [ray_adapter.absolute(uri) for uri in prompts],
         "pairs": [ray_adapter.absolute(uri) for uri in pairs],
+        "skip": skip,
+        "stored": ray_adapter.absolute(folder),
+        "output": ray_adapter.absolute(output),
+        "probes": tuple(probes),
         "model": ray_adapter.absolute(start.model),
         "start_adapter": start.adapter and ray_adapter.absolute(start.adapter),
         "reference_adapter": reference.adapter and ray_adapter.absolute(reference.adapter),
         "student": student,
         "lora": lora,
-        "beta": dpo.beta,
-        "sft_weight": dpo.sft_weight,
+        "dpo": dpo,
         "images": images,
         "seed": seed,
     }
-    return ray_adapter.fit(build_trainer, settings, dpo, output)
+    return dataclasses.replace(ray_adapter.fit(build_trainer, settings, dpo, output), skipped=skipped)
 
 
 def _check_policies(start: Policy, reference: Policy) -> None:
@@ -81,27 +104,36 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     import trl
     from peft import PeftModel
 
-    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
-    losses: dict[str, Any] = {"loss_type": ["sigmoid"]}
-    if settings["sft_weight"]:
-        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings["sft_weight"]]}
+    from dream_ray.train.collapse import CollapseWatch
+
+    dpo: DpoConfig = settings["dpo"]
+    model, reader = load_model(settings, arguments["bf16"])
     with ScratchFolder("train") as scratch:
         new = settings["start_adapter"] is None
         if not new:
             folder = fetch_folder(settings["start_adapter"], Path(scratch))
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        dataset = data.preference_dataset(settings["prompts"], settings["pairs"], settings["images"])
+        dataset = data.preference_dataset(settings["prompts"], settings["pairs"], reader, settings["skip"])
         trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"])(
             model=model,
-            args=trl.DPOConfig(seed=settings["seed"], beta=settings["beta"], **losses, **arguments),
+            args=trl.DPOConfig(seed=settings["seed"], **loss_arguments(dpo), **arguments),
             train_dataset=dataset,
-            processing_class=processor,
+            processing_class=reader.processor,
             peft_config=new_adapter(settings["lora"]) if new else None,
         )
         if not new:
             adapter = settings["reference_adapter"]
             set_reference(trainer.model, adapter and fetch_folder(adapter, Path(scratch)))
+    use_stored_reference(trainer, settings["stored"], settings["output"])
+    trainer.add_callback(CollapseWatch(trainer, dpo.beta, dpo.stop, settings["probes"], reader))
     return trainer
+
+
+def loss_arguments(dpo: DpoConfig) -> dict[str, Any]:
+    """The loss as TRL's DPOConfig takes it."""
+    mix = {"loss_type": [dpo.loss, "sft"], "loss_weights": [1.0, dpo.sft_weight]}
+    loss = mix if dpo.sft_weight else {"loss_type": [dpo.loss]}
+    return {"beta": dpo.beta, "label_smoothing": dpo.label_smoothing, **loss}
 
 
 def set_reference(model: "PeftModel", adapter: Path | None) -> None:

@@ -2,25 +2,38 @@
 
 Contract: `fit` runs a function that builds a trainer on every Ray Train worker (in this process where
 `num_workers` is 0), lets it train, and returns what rank 0 saw. A checkpoint goes to Ray Train's storage after each
-epoch; after a crash, of a worker or of the whole driver, the same call goes on from the last one. The final adapter is
-in `output`/adapter when `fit` returns. Nothing here knows SFT from DPO.
+epoch, or every `checkpoint_steps`, while training goes on; after a crash, of a worker or of the whole driver, the same call
+goes on from the last one. The final adapter is in `output`/adapter when `fit` returns, and the log in `output`/training.jsonl
+while it runs. What trying again would not mend (a loss that is no number, no memory, an image that is gone) raises
+TrainingBroken. Nothing here knows SFT from DPO.
 """
 
+import importlib.util
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray import files
 from dream_ray.config import ConfigError, TrainConfig
+from dream_ray.images import BadImage
 from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
+from dream_ray.train.data import TrainingBroken
 from dream_ray.train.policy import store_folder
+from dream_ray.train.scaling import (
+    allow_fsdp_on_cpu,
+    batches,
+    check_strategy,
+    prepare,
+    strategy_arguments,
+    trained_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -37,6 +50,12 @@ wants one, and Ray always has some: beside busy processes on 2 cores a micro bat
 RUN_NAME = "ray_train"
 """The folder of Ray Train's checkpoints in a training's output."""
 
+KEPT = "What was trained before this stage is kept, and the checkpoints of this one are too."
+NOT_FINITE = (
+    "Training was given up: {reason}, so the weights are of no use. Lower the learning rate or max_grad_norm, raise "
+    "warmup_ratio, or train in float32 (bf16: false)."
+)
+
 LOG_LINES = 50
 """About how many lines of progress and points of history a training gives, at least every 10 steps."""
 
@@ -45,7 +64,9 @@ LOG_LINES = 50
 class TrainResult:
     """What a training gave. `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order.
 
-    `tokens` counts the non-padding tokens of all batches that were trained on, of all workers.
+    `tokens` counts the non-padding tokens of all batches that were trained on, of all workers. `stopped` says why the
+    training ended before its time, with the weights after `steps` steps; "" where it did not. `skipped` counts the rows
+    that were left out, by reason.
     """
 
     adapter: str
@@ -55,18 +76,19 @@ class TrainResult:
     history: list[dict[str, float]]
     seconds: float
     tokens: int
+    stopped: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
-def accumulation_steps(train: TrainConfig) -> int:
-    """Micro batches per optimiser step and worker. Raises ConfigError where the batch size does not divide."""
-    at_once = train.micro_batch_size * max(1, train.num_workers)
-    if train.batch_size % at_once:
-        raise ConfigError(
-            f"batch_size = {train.batch_size} is not a multiple of micro_batch_size x workers = "
-            f"{train.micro_batch_size} x {max(1, train.num_workers)} = {at_once}, so the optimiser's batch cannot be "
-            f"split evenly. Set batch_size to a multiple of {at_once}, or lower micro_batch_size or num_workers."
-        )
-    return train.batch_size // at_once
+def check_reporters(train: TrainConfig) -> None:
+    """Raise ConfigError where the training's log shall go to something that is not installed."""
+    for name in train.report_to:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(
+                f"report_to names {name}, but {' or '.join(packages)} is not installed here. Install it on every machine that "
+                "trains, or leave it out: training.jsonl holds the same numbers."
+            )
 
 
 def absolute(uri: str) -> str:
@@ -98,12 +120,14 @@ def fit(
     """Train. `build(settings, arguments)` makes the trainer on a worker; `arguments` go into its TrainingArguments.
 
     `settings` must be picklable and small: workers read their data themselves. `output` is the uri of a folder that
-    exists and belongs to this training alone. Raises ray.train's TrainingFailedError after `MAX_FAILURES` restarts.
+    exists and belongs to this training alone. Raises TrainingBroken, and ray.train's TrainingFailedError after
+    `MAX_FAILURES` restarts.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    accumulation_steps(train)
+    check_strategy(train)
+    check_reporters(train)
     output = absolute(output)
     drop_torn_checkpoints(output)
     started = time.monotonic()
@@ -116,13 +140,21 @@ def fit(
             # The same name in the same folder is what makes a restarted driver find its checkpoints.
             name=RUN_NAME,
             storage_path=output,
-            # The older one is removed after the newer one is uploaded whole and registered.
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # An older one is removed after the newer one is uploaded whole and registered.
+            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
         ),
     )
-    seen = trainer.fit().return_value
+    try:
+        seen = trainer.fit().return_value
+    except WorkerGroupError as error:
+        for cause in error.worker_failures.values():
+            if isinstance(cause, (TrainingBroken, BadImage)):
+                raise TrainingBroken(f"{cause}\n{KEPT}") from error
+        raise
+    if "broken" in seen:
+        raise TrainingBroken(f"{seen['broken']}\n{KEPT}")
     return TrainResult(adapter=files.join(output, "adapter"), seconds=time.monotonic() - started, **seen)
 
 
@@ -131,7 +163,11 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     import ray.train
     from transformers import PrinterCallback
 
-    from dream_ray.train.answer_logits import score_answers_only  # imports TRL, which takes seconds
+    from dream_ray.train.answer_logits import (
+        score_answers_only,
+    )  # these import TRL and transformers, which takes seconds
+    from dream_ray.train.collapse import CollapseWatch, EarlyEnd, FiniteWatch
+    from dream_ray.train.numbers import EngineNumbers, reporters
 
     train: TrainConfig = config["train"]
     logging.getLogger("dream_ray").setLevel(logging.INFO)
@@ -139,47 +175,81 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
         score_answers_only()
+        if train.strategy == "fsdp2":
+            allow_fsdp_on_cpu()
     with ScratchFolder("train") as scratch:
-        trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
+        arguments = _arguments(train, Path(scratch, "trainer"), context.get_world_size())
+        trainer = config["build"](config["settings"], arguments)
+        prepare(trainer, train)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_report_callback(config["output"]))
+        callbacks = [EngineNumbers(trainer.model), FiniteWatch(), _report_callback(config["output"], train)]
+        for callback in (*callbacks, *reporters(train.report_to, config["output"], Path(scratch))):
+            trainer.add_callback(callback)
         steps = _planned_steps(len(trainer.train_dataset), train)
         trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            trainer.train()
-        else:
-            with checkpoint.as_directory() as folder:
-                logger.info("going on from a checkpoint")
-                trainer.train(resume_from_checkpoint=str(folder))
+        try:
+            if checkpoint is None:
+                trainer.train()
+            else:
+                with checkpoint.as_directory() as folder:
+                    logger.info("going on from a checkpoint")
+                    trainer.train(resume_from_checkpoint=str(folder))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if context.get_world_size() > 1:  # the others wait for this one and have to be ended with it
+                raise TrainingBroken(_no_memory(train, error)) from error
+            return {"broken": _no_memory(train, error)}
+        ends = [it for it in trainer.callback_handler.callbacks if isinstance(it, EarlyEnd) and it.reason]
+        if not_finite := [end.reason for end in ends if isinstance(end, FiniteWatch)]:
+            return {"broken": NOT_FINITE.format(reason=not_finite[0])}
+        weights = trained_weights(trainer, train)
         if context.get_world_rank() != 0:
             return None
         folder = Path(scratch, "adapter")
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(folder, selected_adapters=["default"])
+        model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
         store_folder(folder, files.join(config["output"], "adapter"))
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    if not losses or not math.isfinite(losses[-1]):
-        raise RuntimeError(
-            f"Training ended with the loss {losses[-1] if losses else None} after {trainer.state.global_step} steps: "
-            "the adapter is of no use. Lower the learning rate, or train in float32 (bf16: false)."
-        )
+    collapsed = next((end for end in ends if isinstance(end, CollapseWatch)), None)
     return {
-        "steps": trainer.state.global_step,
+        "steps": collapsed.good_step if collapsed else trainer.state.global_step,
         "examples": len(trainer.train_dataset),
-        "loss": losses[-1],
+        "loss": [entry["loss"] for entry in history if "loss" in entry][-1],
         "history": history,
         "tokens": int(max(entry.get("num_tokens", 0) for entry in history)),
+        "stopped": collapsed.reason if collapsed else "",
     }
 
 
-def _arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What the TrainingArguments of SFT and DPO share."""
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """True for both forms that PyTorch gives it: a class of its own on GPUs, words on a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _no_memory(train: TrainConfig, error: RuntimeError) -> str:
+    """What to do where a step does not fit, the cheapest remedy first."""
+    remedies = [] if train.micro_batch_size == 1 else [f"lower micro_batch_size (now {train.micro_batch_size})"]
+    remedies += [] if train.checkpointing else ["set gradient_checkpointing: true"]
+    remedies += [] if train.bf16 else ["set bf16: true"]
+    remedies += ["cap the images' pixels in the model's processor", "take more or larger GPUs"]
+    return (
+        f"Training ran out of memory: {str(error).splitlines()[0]} Remedies, the cheapest first: {'; '.join(remedies)}. "
+        "batch_size may stay as it is: what a worker does not hold at once is accumulated. `dream-ray doctor` estimates the "
+        "memory before anything loads."
+    )
+
+
+def _arguments(train: TrainConfig, folder: Path, workers: int = 1) -> dict[str, Any]:
+    """What the TrainingArguments of SFT and DPO share, for one of so many workers."""
+    at_once, accumulated = batches(train, workers)
     return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(train),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": accumulated,
         "learning_rate": train.learning_rate,
         "num_train_epochs": train.epochs,
         "lr_scheduler_type": "constant_with_warmup" if train.schedule == "constant" else train.schedule,
@@ -187,17 +257,17 @@ def _arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
         "max_grad_norm": train.max_grad_norm,
         "bf16": train.bf16,
         "use_cpu": not train.use_gpu,
-        # It trades a third more time for memory, which is what a GPU lacks and a host has.
-        "gradient_checkpointing": train.use_gpu,
-        "save_strategy": "epoch",
-        "save_total_limit": 1,
+        "gradient_checkpointing": train.checkpointing,
+        "save_strategy": "steps" if train.checkpoint_steps else "epoch",
+        "save_steps": train.checkpoint_steps or 0,
         "logging_strategy": "steps",
-        "report_to": "none",
+        "logging_nan_inf_filter": False,  # it would log the mean of earlier losses in place of one that is no number
+        "report_to": "none",  # the reporters are added after the callbacks that add numbers
         "disable_tqdm": True,
         "remove_unused_columns": False,  # the data set's columns become the trainer's only when a row is read
-        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": train.use_gpu,
         "max_length": None,  # any cut would take image tokens with it
+        **strategy_arguments(train),
     }
 
 
@@ -215,15 +285,16 @@ def _use_all_cores(workers_here: int) -> None:
     torch.set_num_threads(max(1, cores // workers_here))
 
 
-def _report_callback(output: str) -> "TrainerCallback":
-    """A callback that logs progress, also as a file in `output`, and reports each checkpoint from rank 0.
+def _report_callback(output: str, train: TrainConfig) -> "TrainerCallback":
+    """A callback that logs progress, also as a file in `output`, and reports each checkpoint: from rank 0, or from all where
+    each has a part. It is uploaded while training goes on.
 
     Ray Train's own one has every rank copy a checkpoint folder that only the first has, and reports a mix of old logs.
     Made in a function so that importing this module does not import transformers.
     """
     import ray.train
+    from ray.train import CheckpointUploadMode
     from transformers import TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     class ReportCallback(TrainerCallback):
         def __init__(self) -> None:
@@ -250,9 +321,18 @@ def _report_callback(output: str) -> "TrainerCallback":
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             checkpoint = None
-            if state.is_world_process_zero:
-                checkpoint = ray.train.Checkpoint(get_last_checkpoint(args.output_dir))
-            # A barrier: every rank reports, rank 0 alone brings files.
-            ray.train.report({"step": state.global_step, "epoch": state.epoch}, checkpoint=checkpoint)
+            if state.is_world_process_zero or train.strategy != "ddp":
+                # Out of the trainer's sight, which would count it; Ray Train removes it once it is uploaded.
+                folder = Path(args.output_dir, f"upload-{state.global_step}")
+                Path(args.output_dir, f"checkpoint-{state.global_step}").rename(folder)
+                checkpoint = ray.train.Checkpoint(str(folder))
+            ray.train.report(
+                {"step": state.global_step, "epoch": state.epoch},
+                checkpoint=checkpoint,
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            )
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ray.train.report({"step": state.global_step})  # reports keep their order: this one waits for all uploads
 
     return ReportCallback()

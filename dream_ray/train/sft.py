@@ -5,11 +5,14 @@ projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `o
 do not change. Call it from a driver; the work happens in Ray Train workers.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.records import Demonstration
 from dream_ray.scratch import ScratchFolder
+from dream_ray.student import StudentReader
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import check_model_folder, fetch_folder
@@ -17,7 +20,7 @@ from dream_ray.train.ray_adapter import TrainResult
 
 if TYPE_CHECKING:
     import peft
-    from transformers import PreTrainedModel, ProcessorMixin, Trainer
+    from transformers import PreTrainedModel, Trainer
 
 
 def train_sft(
@@ -30,22 +33,27 @@ def train_sft(
     images: ImageConfig,
     seed: int,
     output: str,
+    max_failure_rate: float = 0.0,
 ) -> TrainResult:
     """Train an adapter on demonstrations of train-split prompts (parquet uris of Prompt and Demonstration).
 
-    Raises ConfigError before anything loads where the model folder or the batch size cannot work.
+    Demonstrations that cannot be learnt from (data.unusable_rows) are left out and counted, up to a share of
+    `max_failure_rate`. Raises ConfigError before anything loads where the model folder or the batch size cannot work, and
+    TrainingBroken.
     """
     check_model_folder(student.model)
+    skip, skipped = data.unusable_rows(Demonstration, prompts, demonstrations, max_failure_rate)
     settings = {
         "prompts": [ray_adapter.absolute(uri) for uri in prompts],
         "demonstrations": [ray_adapter.absolute(uri) for uri in demonstrations],
+        "skip": skip,
         "model": ray_adapter.absolute(student.model),
         "student": student,
         "lora": lora,
         "images": images,
         "seed": seed,
     }
-    return ray_adapter.fit(build_trainer, settings, sft, output)
+    return dataclasses.replace(ray_adapter.fit(build_trainer, settings, sft, output), skipped=skipped)
 
 
 def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Trainer":
@@ -53,29 +61,30 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
-    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
-    dataset = data.sft_dataset(settings["prompts"], settings["demonstrations"], settings["images"])
+    model, reader = load_model(settings, arguments["bf16"])
+    dataset = data.sft_dataset(settings["prompts"], settings["demonstrations"], reader, settings["skip"])
     return of_like_length(SFTTrainer, data.sizes(dataset), settings["seed"])(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
         train_dataset=dataset,
-        processing_class=processor,
+        processing_class=reader.processor,
         peft_config=new_adapter(settings["lora"]),
     )
 
 
-def load_model(uri: str, student: StudentConfig, bf16: bool) -> tuple["PreTrainedModel", "ProcessorMixin"]:
-    """The base model in the dtype that training wants, and its processor."""
+def load_model(settings: dict[str, Any], bf16: bool) -> tuple["PreTrainedModel", StudentReader]:
+    """The base model in the dtype that training wants, and the reader of its prompts."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
+    student: StudentConfig = settings["student"]
     with ScratchFolder("train") as scratch:  # fetched weights are in memory once loaded
-        folder = fetch_folder(uri, Path(scratch))
+        folder = fetch_folder(settings["model"], Path(scratch))
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
         )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=student.trust_remote_code)
-    return model, processor
+        reader = StudentReader(folder, student, settings["images"])
+    return model, reader
 
 
 def new_adapter(lora: LoraConfig) -> "peft.LoraConfig":
