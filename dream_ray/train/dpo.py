@@ -11,7 +11,7 @@ DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (lo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
+from dream_ray.config import ClusterConfig, ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
 from dream_ray.scratch import ScratchFolder
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
@@ -38,6 +38,7 @@ def train_dpo(
     images: ImageConfig,
     seed: int,
     output: str,
+    cluster: ClusterConfig | None = None,
 ) -> TrainResult:
     """Train on preference pairs of train-split prompts (parquet uris of Prompt and PreferencePair).
 
@@ -58,7 +59,7 @@ def train_dpo(
         "images": images,
         "seed": seed,
     }
-    return ray_adapter.fit(build_trainer, settings, dpo, output)
+    return ray_adapter.fit(build_trainer, settings, dpo, output, cluster or ClusterConfig())
 
 
 def _check_policies(start: Policy, reference: Policy) -> None:

@@ -5,13 +5,11 @@ projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `o
 do not change. Call it from a driver; the work happens in Ray Train workers.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
-from dream_ray.scratch import ScratchFolder
+from dream_ray.config import ClusterConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
 from dream_ray.train import data, ray_adapter
-from dream_ray.train.policy import check_model_folder, fetch_folder
+from dream_ray.train.policy import check_model_folder, fetch_model
 from dream_ray.train.ray_adapter import TrainResult
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ def train_sft(
     images: ImageConfig,
     seed: int,
     output: str,
+    cluster: ClusterConfig | None = None,
 ) -> TrainResult:
     """Train an adapter on demonstrations of train-split prompts (parquet uris of Prompt and Demonstration).
 
@@ -44,7 +43,7 @@ def train_sft(
         "images": images,
         "seed": seed,
     }
-    return ray_adapter.fit(build_trainer, settings, sft, output)
+    return ray_adapter.fit(build_trainer, settings, sft, output, cluster or ClusterConfig())
 
 
 def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Trainer":
@@ -67,12 +66,11 @@ def load_model(uri: str, student: StudentConfig, bf16: bool) -> tuple["PreTraine
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    with ScratchFolder("train") as scratch:  # fetched weights are in memory once loaded
-        folder = fetch_folder(uri, Path(scratch))
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
-        )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=student.trust_remote_code)
+    folder = fetch_model(uri)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
+    )
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=student.trust_remote_code)
     return model, processor
 
 
