@@ -154,6 +154,7 @@ def fetch_model(uri: str) -> Path:
             _remove_unused(parent)
             unfinished = Path(f"{copy}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed here
+            unfinished.mkdir()
             pafs.copy_files(path, str(unfinished), filesystem, pafs.LocalFileSystem())
             os.replace(unfinished, copy)
         os.utime(copy)
