@@ -141,7 +141,7 @@ def fetch_model(uri: str) -> Path:
     if files.is_local(uri):
         return files.as_path(uri)
     filesystem, path = files.resolve(uri)
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     listing = sorted((info.path, info.size, str(info.mtime)) for info in found if info.type == pafs.FileType.File)
     if not listing:
         raise FileNotFoundError(f"{uri} holds no files, so there is no model to load.")
