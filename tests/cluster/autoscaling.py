@@ -123,7 +123,8 @@ def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
         "max_workers": most,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "provider": {
-            "type": "external", "module": module, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": gcs,
+            "type": "external", "module": module, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": gcs,
         },
         "auth": {},
         "head_node_type": "ray.head.default",
@@ -131,7 +132,7 @@ def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
             "ray.head.default": none | {"resources": {"CPU": 0}, "max_workers": 0},
             "worker": none | {"resources": resources | {"object_store_memory": OBJECT_STORE}, "max_workers": most},
         },
-    } | dict.fromkeys(commands, [])  # fmt: skip
+    } | {command: [] for command in commands}  # fmt: skip
 
 
 def _free_ports(count: int) -> list[int]:
