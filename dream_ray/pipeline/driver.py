@@ -48,7 +48,8 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
     config = run.config
     whole = rounds is None
     rounds = config.rounds if rounds is None else rounds
-    require_room(run.config)
+    if whole:
+        require_room(config)
     prompts = ingest(run)
     prepare(run, prompts)
     observed = disentangle(run, prompts)
