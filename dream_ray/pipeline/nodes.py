@@ -101,4 +101,4 @@ def _state(bundles: Sequence[Bundle]) -> str:
     machines = sum(1 for node in ray.nodes() if node["Alive"])
     has = amounts({name: there.get(name, 0.0) for name in names})
     left = amounts({name: free.get(name, 0.0) for name in names})
-    return f"The cluster's {machines} machine{'s' if machines != 1 else ''} have {has}; free are {left}."
+    return f"Machines now: {machines}, with {has}, of which {left} are free."
