@@ -5,6 +5,7 @@ fails. Heavy imports (Ray, torch) happen after the settings are checked, so that
 """
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from dream_ray.pipeline.run import Run
 
 OK, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+
+WORKING_DIR_COPY = "/runtime_resources/working_dir_files/"
+"""Part of the path of the folder in which Ray runs a submitted job."""
 
 
 def run_loop(config_path: str, overrides: list[str], run_dir: str | None) -> int:
@@ -56,6 +60,7 @@ def run_job(
     try:
         config = load_config(config_path, overrides)
         target = run_directory(config, run_dir)
+        _require_lasting(target)
         from dream_ray.pipeline import preflight
 
         preflight.check(config)
@@ -109,6 +114,7 @@ def evaluate_policies(
     try:
         config = load_config(config_path, overrides)
         target = run_dir or files.join(config.run_dir or f"runs/{config.name}", "evaluate")
+        _require_lasting(target)
         from dream_ray.pipeline import evaluation
         from dream_ray.pipeline.store import RunStore
 
@@ -167,6 +173,16 @@ def serve_scorer(config_path: str, overrides: list[str]) -> int:
 def run_directory(config: "Config", run_dir: str | None) -> str:
     """The run directory: the command's, else the config's, else runs/<name>."""
     return run_dir or config.run_dir or f"runs/{config.name}"
+
+
+def _require_lasting(target: str) -> None:
+    """Raise ConfigError for results in the copy of the working directory that Ray makes for a submitted job."""
+    if WORKING_DIR_COPY in os.getcwd() and files.is_local(target) and WORKING_DIR_COPY in files.resolve(target)[1]:
+        raise ConfigError(
+            f"The run directory {target!r} would lie in the copy of the working directory that Ray made for this job on one "
+            "machine, which other machines do not see and Ray removes. Set run_dir, or --run-dir, to a bucket (s3://, gs://) "
+            "or to the absolute path of a folder that every machine has mounted."
+        )
 
 
 def _print_result(current: "Run", result: "Result", page: "Written", seconds: float) -> None:

@@ -35,6 +35,15 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Addresses that no other machine reaches."""
 
 
+Role = Literal["teacher", "rollout", "judge", "training"]
+"""Who asks a cluster for machines: the teacher's actors, rollout engines, the judge's replicas, training workers."""
+
+
+def _check_pool(least_and_most: tuple[int, int] | None) -> None:
+    if least_and_most is not None and not 1 <= least_and_most[0] <= least_and_most[1]:
+        raise ValueError(f"autoscale = {list(least_and_most)} has to be [least, most] with 1 <= least <= most")
+
+
 def _check_range(least_and_most: tuple[int, int]) -> None:
     least, most = least_and_most
     if not 0 <= least <= most or most < 1:
@@ -208,10 +217,22 @@ class TeacherConfig(Section):
     chat: ChatConfig = RulesConfig()
     actors: int = Field(default=1, ge=1)
     """Ray actors that hold a teacher."""
+    autoscale: tuple[int, int] | None = None
+    """Least and most actors; how many there are follows the work and the machines. Unset: `actors`, always."""
     max_words: int = Field(default=100, ge=10)
     """Length asked of a demonstration; the answers released with DREAM show that their teacher was told 100."""
     benign_ratio: float = Field(default=1.0, ge=0)
     """Least benign demonstrations per risky one; risky ones beyond it are left out, or the student learns to refuse."""
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Least and most actors."""
+        return self.autoscale or (self.actors, self.actors)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_pool(self.autoscale)
+        return self
 
 
 class LoraConfig(Section):
@@ -357,6 +378,8 @@ class RolloutConfig(Section):
     """Longest answer, in rollouts and in evaluation."""
     engines: int = Field(default=1, ge=1)
     """vLLM engines, each in its own Ray Data actor."""
+    autoscale: tuple[int, int] | None = None
+    """Least and most engines; how many there are follows the work and the machines. Unset: `engines`, always."""
     gpus_per_engine: int = Field(default=0, ge=0)
     """GPUs of one engine (tensor parallel); 0 runs vLLM's CPU build."""
     adapters: Literal["auto", "request", "merge"] = "auto"
@@ -373,9 +396,19 @@ class RolloutConfig(Section):
     """Longest silence of an engine that has work, before another one is started in its place."""
 
     @property
+    def pool(self) -> tuple[int, int]:
+        """Least and most engines."""
+        return self.autoscale or (self.engines, self.engines)
+
+    @property
     def merges_adapters(self) -> bool:
         """True where an engine gets a policy's merged weights."""
         return self.adapters == "merge" or (self.adapters == "auto" and self.gpus_per_engine == 0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_pool(self.autoscale)
+        return self
 
 
 class ServedModelConfig(Section):
@@ -520,12 +553,20 @@ class BudgetConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Ray, where this process has to start it."""
+    """The machines: those that Ray has or can get, and what to start where this process has to start Ray."""
 
     local_num_cpus: int = Field(default=8, ge=4)
     """Logical CPUs of a Ray started here; more than the cores, or Serve, Data and Train wait for one another."""
     gpu_gib: float | None = Field(default=None, gt=0)
     """Memory of one GPU in GiB, as nvidia-smi shows it, for `dream-ray doctor`; a card sold as 80 GB has 79."""
+    gpus: int | None = Field(default=None, ge=0)
+    """Most GPUs that the cluster can grow to. Unset: as many as there are now, so that on a cluster whose GPUs come only
+    when they are asked for, stages that need some take turns."""
+    wait_for_nodes_s: float = Field(default=1800, gt=0)
+    """Longest wait for machines before a stage gives up."""
+    resources: dict[Role, dict[str, Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
+    """What each actor of a role asks for beside CPUs and GPUs, such as {rollout: {"accelerator_type:L40S": 0.001}} on a
+    cluster with several kinds of GPUs."""
 
 
 class Config(Section):

@@ -45,6 +45,18 @@ class ObjectStore(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def download(self, place: str, folder: Path) -> None:
+        """Make a folder hold what lies below "bucket/prefix"; other files in it go, and unchanged ones are left alone."""
+        wanted = {folder / name.removeprefix(f"{place}/"): body for name, body in list(self.objects.items())
+                  if name.startswith(f"{place}/") and not name.endswith("/")}  # fmt: skip
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            if path not in wanted:
+                path.unlink()
+        for path, content in wanted.items():
+            if not path.is_file() or path.read_bytes() != content:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+
     def upload(self, folder: Path, place: str) -> None:
         """All files of a folder, below "bucket/prefix"."""
         for path in folder.rglob("*"):

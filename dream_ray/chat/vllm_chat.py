@@ -9,7 +9,6 @@ is made. `close`, which the end of the object calls, ends the engine and its pro
 """
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.chat.encode import fitting
@@ -21,8 +20,7 @@ from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import base_arguments
 from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
-from dream_ray.scratch import ScratchFolder
-from dream_ray.train.policy import fetch_folder
+from dream_ray.train.policy import fetch_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,8 +43,7 @@ class VllmChat:
         self._config, self._templates = config, templates
         # Chat models get images that were within the run's limits when they were ingested; these are the outer ones.
         self._images = ImageConfig()
-        self._folder = ScratchFolder("chat")
-        model = str(fetch_folder(config.model, Path(self._folder.name)))
+        model = str(fetch_model(config.model))
         self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=config.trust_remote_code)
         if not isinstance(self._processor, ProcessorMixin):
             raise EngineError(

@@ -88,7 +88,7 @@ def examine(config: Config, machine: Machine) -> Diagnosis:
         findings.append(_full(config, student, machine))
     findings.append(_student_engine(config, student, machine))
     chats: tuple[tuple[str, ChatConfig, int], ...] = (
-        ("teacher", config.teacher.chat, config.teacher.actors),
+        ("teacher", config.teacher.chat, config.teacher.pool[1]),
         ("judge", config.judge.chat, _most(config)),
     )
     for role, chat, copies in chats:
@@ -105,7 +105,7 @@ def examine(config: Config, machine: Machine) -> Diagnosis:
     return Diagnosis(
         tuple(findings),
         max(train.workers[1] if train.use_gpu else 0 for _, train in trainings),
-        config.rollout.engines * config.rollout.gpus_per_engine + judge_gpus,
+        config.rollout.pool[1] * config.rollout.gpus_per_engine + judge_gpus,
     )
 
 
@@ -209,7 +209,7 @@ def _student_engine(config: Config, shape: ModelShape, machine: Machine) -> Find
         adapters=0 if rollout.merges_adapters else ADAPTERS_AT_ONCE,
         rank=ranks[0],
     )
-    return _engine("student", "rollout", shape, use, rollout.kv_cache_gib, rollout.engines, machine)
+    return _engine("student", "rollout", shape, use, rollout.kv_cache_gib, rollout.pool[1], machine)
 
 
 def _engine(

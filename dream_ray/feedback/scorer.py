@@ -9,6 +9,7 @@ replica whose judge's engine broke or hangs.
 import ipaddress
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,12 @@ class ScorerHandle:
     judge: str
 
 
-def start_scorer(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> ScorerHandle:
+def start_scorer(
+    config: JudgeConfig, images: ImageConfig, services: ChatServices, options: Mapping[str, Any] | None = None
+) -> ScorerHandle:
     """Deploy the scorer on the Ray that this process is connected to, and wait until its judge answers.
+
+    `options` are further ones of Ray for each replica.
 
     Raises ConfigError where the token's variable is not set, RuntimeError where Serve already runs there (its listener
     cannot be moved) or where the judge gives no readable answer in time; Serve's own error passes through where a
@@ -77,7 +82,7 @@ def start_scorer(config: JudgeConfig, images: ImageConfig, services: ChatService
     headers = authorization(config.token_env)
     url = start_listener(config)
     try:
-        return deploy_scorer(config, images, services, url, headers)
+        return deploy_scorer(config, images, services, url, headers, options)
     except BaseException:
         stop_scorer()
         raise
@@ -98,19 +103,28 @@ def start_listener(config: JudgeConfig) -> str:
 
 
 def deploy_scorer(
-    config: JudgeConfig, images: ImageConfig, services: ChatServices, url: str, headers: dict[str, str]
+    config: JudgeConfig,
+    images: ImageConfig,
+    services: ChatServices,
+    url: str,
+    headers: dict[str, str],
+    options: Mapping[str, Any] | None = None,
 ) -> ScorerHandle:
     """Deploy the scorer behind the listener at `url`; see `start_scorer`."""
-    serve.run(scorer_application(config, images, services), name=APP, route_prefix="/")
+    serve.run(scorer_application(config, images, services, options), name=APP, route_prefix="/")
     return ScorerHandle(url, _wait_until_healthy(url, headers))
 
 
-def scorer_application(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> Any:
+def scorer_application(
+    config: JudgeConfig, images: ImageConfig, services: ChatServices, options: Mapping[str, Any] | None = None
+) -> Any:
     """The scorer as a Serve application, to be deployed behind any listener."""
     most = config.replicas if config.autoscale is None else config.autoscale[1]
     # mypy sees the class; the decorators have made it a Deployment.
     deployment = Scorer.options(  # type: ignore[attr-defined]
-        **scaling(config), logging_config=_quiet(), ray_actor_options=chat_options(config.chat, most)
+        **scaling(config),
+        logging_config=_quiet(),
+        ray_actor_options={**chat_options(config.chat, most), **(options or {})},
     )
     return deployment.bind(config, images, services)
 
@@ -173,7 +187,8 @@ def _quiet() -> LoggingConfig:
 
 
 def _reachable(host: str) -> str:
-    """The address in a url for a host to listen on; one that stands for all of them is reached by the node's own."""
+    """The address in a url for a host to listen on; one that stands for all of them is reached by the head's own,
+    where Serve listens: this process may be on another node."""
     if host == "localhost":
         return host
     try:
@@ -181,7 +196,7 @@ def _reachable(host: str) -> str:
     except ValueError:
         return host  # a name
     if address.is_unspecified:
-        return str(ray.util.get_node_ip_address())
+        return str(ray.get_runtime_context().gcs_address.rsplit(":", 1)[0])
     return f"[{host}]" if address.version == 6 else host
 
 

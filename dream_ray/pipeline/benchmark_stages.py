@@ -1,7 +1,8 @@
 """The stages that answer a benchmark's prompts and grade the answers: prompts, answers, judge.
 
 Contract: as in data_stages.py. All policies and benchmarks of one base model share the engines of one pass, and an answer
-is judged while the next ones are sampled. A benchmark's prompts are held out: no training stage reads them.
+is judged while the next ones are sampled, or after all of them (placement.py). A benchmark's prompts are held out: no
+training stage reads them.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from dream_ray.config import BenchmarkConfig
 from dream_ray.evaluate.benchmarks import BENCHMARKS, Benchmark
 from dream_ray.evaluate.benchmarks.grade import GradeActor
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline import placement
 from dream_ray.pipeline.data_stages import ingest, labelled
 from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.parts import (
@@ -134,9 +136,10 @@ def answer(run: Run, jobs: Sequence[Job]) -> list[Answered]:
     for model in dict.fromkeys(job.policy.model for job in jobs):
         fresh = [job for job in jobs if job.policy.model == model and job.key not in rollouts]
         if fresh:
-            finished = _sample_and_grade(run, model, fresh)
+            together = run.placement.judge_while_sampling
+            finished = _sample_pass(run, model, fresh, together)
             rollouts |= {job.key: finished[job.sampling.ref.key] for job in fresh}
-            grades |= {job.key: finished[job.judging.ref.key] for job in fresh}
+            grades |= {job.key: finished[job.judging.ref.key] for job in fresh if together}
     ungraded = [job for job in jobs if job.key not in grades]
     if ungraded:
         finished = _grade_again(run, ungraded, rollouts)
@@ -144,8 +147,8 @@ def answer(run: Run, jobs: Sequence[Job]) -> list[Answered]:
     return [Answered(job, rollouts[job.key], grades[job.key]) for job in jobs]
 
 
-def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Done]:
-    """One pass over all jobs of a base model, engines, then the judge; the finished stages by key."""
+def _sample_pass(run: Run, model: str, jobs: Sequence[Job], grading: bool) -> dict[str, Done]:
+    """One pass over all jobs of a base model, engines, then the judge if `grading`; the finished stages by key."""
     config = run.config
     by_key = {job.key: job for job in jobs}
 
@@ -171,11 +174,12 @@ def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Do
             yield request_table(requests)
 
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        return _graded(run, jobs, with_samples(dataset, run, model))
+        sampled = with_samples(dataset, run, model)
+        return _graded(run, jobs, sampled) if grading else sampled
 
     targets = [Target(job.sampling.ref, Rollout, job.key, "rollout", "rollout") for job in jobs]
     # A job's last target is the one that its progress is told by.
-    targets += [_grade_target(job) for job in jobs]
+    targets += [_grade_target(job) for job in jobs if grading]
     items = [
         WorkItem(job.key, part, rows * job.benchmark.answers)
         for job in jobs
@@ -188,8 +192,9 @@ def _sample_and_grade(run: Run, model: str, jobs: Sequence[Job]) -> dict[str, Do
         tallies = run_pass(name, items, read, stages, targets, config.max_failure_rate)
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
-    plans = [plan for job in jobs for plan in (job.sampling, job.judging)]
-    return {done.ref.key: done for done in run.carry_out(plans, work)}
+    plans = [plan for job in jobs for plan in ((job.sampling, job.judging) if grading else (job.sampling,))]
+    needs = [placement.engine(config)] + ([placement.judge(config)] if grading else [])
+    return {done.ref.key: done for done in run.carry_out(plans, work, needs)}
 
 
 def _grade_target(job: Job) -> Target:
@@ -213,6 +218,7 @@ def _graded(run: Run, jobs: Sequence[Job], dataset: ray.data.Dataset) -> ray.dat
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=config.judge.replicas),
         **chat_options(config.judge.chat, config.judge.replicas),
+        **placement.role_options(config, "judge"),
     )
 
 
@@ -247,4 +253,5 @@ def _grade_again(run: Run, jobs: Sequence[Job], rollouts: Mapping[str, Done]) ->
         tallies = run_pass("judging", items, read, lambda dataset: _graded(run, jobs, dataset), targets, limit)
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
-    return {done.ref.key: done for done in run.carry_out([job.judging for job in jobs], work)}
+    needs = [placement.judge(run.config)]
+    return {done.ref.key: done for done in run.carry_out([job.judging for job in jobs], work, needs)}

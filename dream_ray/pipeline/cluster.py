@@ -1,7 +1,8 @@
 """The connection to Ray and the scorer on it: opened for a run, closed whatever happens.
 
 Contract: `connected` joins the cluster that RAY_ADDRESS names (a submitted job has it set) and starts one on this machine
-where it is not set; it ends what it started. The scorer starts at its first use.
+where it is not set; it ends what it started. The scorer starts at its first use, and again at the next one after a stage
+needed its place.
 """
 
 import logging
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext
 
-from dream_ray.config import Config
+from dream_ray.config import Config, ConfigError
+from dream_ray.pipeline import placement
+from dream_ray.pipeline.nodes import wait_for_nodes
 from dream_ray.pipeline.run import Run
 
 log = logging.getLogger(__name__)
@@ -75,20 +78,44 @@ def _quiet_data() -> None:
 
 @contextmanager
 def scorer(run: Run) -> Iterator[Callable[[], str]]:
-    """A function that gives the scorer's address and starts it at its first call; stopped at the end."""
+    """A function that gives the scorer's address and starts it where it does not stand; stopped at the end, and whenever
+    the run releases it."""
     from dream_ray.feedback.scorer import ScorerHandle, start_scorer, stop_scorer
+
+    config = run.config
 
     running: list[ScorerHandle] = []
 
     def url() -> str:
         if not running:
             run.require_budget()
-            running.append(start_scorer(run.config.judge, run.config.images, run.services))
+            _require_reachable(config)
+            wait_for_nodes("the scorer", [placement.judge(config)], config.cluster.wait_for_nodes_s)
+            asked = placement.role_options(config, "judge")
+            running.append(start_scorer(config.judge, config.images, run.services, asked))
             log.info("scorer: %s at %s", running[0].judge, running[0].url)
         return running[0].url
 
+    def release() -> None:
+        if running:
+            running.clear()
+            stop_scorer()
+            log.info("scorer: taken down")
+
+    run.release_scorer = release
     try:
         yield url
     finally:
         if running:
             stop_scorer()
+
+
+def _require_reachable(config: Config) -> None:
+    """Raise ConfigError for a scorer on the head's loopback that is to be asked from other machines."""
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if config.judge.on_loopback and len(machines) > 1:
+        raise ConfigError(
+            f"judge.host = {config.judge.host!r} is reached from the head only, but answers are sent to the scorer from any of "
+            f"the cluster's {len(machines)} machines. Set judge.host=0.0.0.0, judge.token_env to the name of a variable that "
+            "holds a token on every machine, and judge.image_uris=true (configs/cluster.yaml does)."
+        )

@@ -18,6 +18,7 @@ from dream_ray import files
 from dream_ray.chat.factory import chat_options
 from dream_ray.config import ConfigError, ImageConfig, SourceConfig, StudentConfig
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline import placement
 from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.leaks import leaks
 from dream_ray.pipeline.parts import (
@@ -86,11 +87,13 @@ class _Measured:
 def _actors(run: Run) -> dict[str, Any]:
     """How Ray Data runs the teacher: a pool of actors that each take one part at a time."""
     teacher = run.config.teacher
+    least, most = teacher.pool
     return {
         "batch_format": "pyarrow",
         "batch_size": None,
-        "compute": ray.data.ActorPoolStrategy(size=teacher.actors),
-        **chat_options(teacher.chat, teacher.actors),
+        "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        **chat_options(teacher.chat, most),
+        **placement.role_options(run.config, "teacher"),
     }
 
 
@@ -207,7 +210,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
         )
         return {"disentangle": Outcome(tallies["disentangle"])}
 
-    return run.carry_out([plan], work)[0]
+    return run.carry_out([plan], work, [placement.teacher(config)])[0]
 
 
 def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
@@ -241,7 +244,7 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
         tallies["demonstrate"].rows_out -= left_out
         return {"demonstrate": Outcome(tallies["demonstrate"], {"left_out_by_benign_ratio": left_out})}
 
-    return run.carry_out([plan], work)[0]
+    return run.carry_out([plan], work, [placement.teacher(config)])[0]
 
 
 def training_items(job: str, stage: Done) -> list[WorkItem]:

@@ -14,6 +14,7 @@ from dream_ray.evaluate.report import RoundRow
 from dream_ray.pipeline.benchmarks import measure, prepare
 from dream_ray.pipeline.data_stages import demonstrate, disentangle, ingest
 from dream_ray.pipeline.learning_stages import dpo, pair, sft
+from dream_ray.pipeline.nodes import require_room
 from dream_ray.pipeline.plans import answers_job, rollout_job
 from dream_ray.pipeline.run import Done, Run
 from dream_ray.pipeline.sampling_stages import evaluate, sample
@@ -47,6 +48,8 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
     config = run.config
     whole = rounds is None
     rounds = config.rounds if rounds is None else rounds
+    if whole:
+        require_room(config)
     prompts = ingest(run)
     prepare(run, prompts)
     observed = disentangle(run, prompts)
@@ -89,6 +92,7 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
             sampled.pop(f"round-{number + 1}", None)  # drawn from the refused policy
 
     if whole and config.evaluate.benchmarks:
+        run.release_scorer()  # benchmarks are graded by actors of their own
         measured = measure(run, list(dict.fromkeys((base, initial, result.standing))), config.evaluate.benchmarks)
         for metric in measured.metrics:
             result.metrics[metric.policy].append(metric)

@@ -13,13 +13,14 @@ import pyarrow as pa
 import ray
 
 from dream_ray import files
-from dream_ray.config import PairConfig
+from dream_ray.config import PairConfig, TrainConfig
 from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
+from dream_ray.pipeline import placement
 from dream_ray.pipeline.data_stages import labelled, training_items
 from dream_ray.pipeline.parts import StageFailed, Tally, Target, part_rows, read_part, read_parts, run_pass, write_part
-from dream_ray.pipeline.plans import in_splits
+from dream_ray.pipeline.plans import Plan, in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import StageRef, parquet_files
 from dream_ray.records import (
@@ -59,9 +60,12 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
             seed=config.seed,
             output=plan.ref.uri,
             max_failure_rate=config.max_failure_rate,
+            cluster=config.cluster,
         )
 
-    done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref, _trained("sft", train))})[0]
+    done = run.done(plan)
+    if done is None:
+        done = _train(run, plan, train, config.sft)
     return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -138,7 +142,6 @@ def dpo(
     """One round of preference optimisation from the standing policy: policy `number`."""
     config = run.config
     plan = run.plans.dpo(number, prompts.ref, pairs.ref, standing.ref, start.name)
-    key = plan.ref.key
     name = f"policy-{number}"
     merged = files.join(plan.ref.uri, "merged")
     fresh_adapter = config.dpo.reference == "previous"
@@ -162,10 +165,20 @@ def dpo(
                 stored=files.join(pairs.ref.uri, "reference"),
                 probes=_benign_probes(prompts, config.dpo.stop.probes) if config.dpo.stop.asks else (),
                 max_failure_rate=config.max_failure_rate,
+                cluster=config.cluster,
             )
 
-        done = run.carry_out([plan], lambda: {key: _logged(plan.ref, _trained(key, train))})[0]
+        done = _train(run, plan, train, config.dpo)
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
+
+
+def _train(run: Run, plan: Plan, train: Callable[[], TrainResult], settings: TrainConfig) -> Done:
+    """Carry out a training, alone on the machines where the scorer would be in its way."""
+    if not run.placement.judge_while_training:
+        run.release_scorer()
+    workers = placement.training(run.config, settings)
+    key = plan.ref.key
+    return run.carry_out([plan], lambda: {key: _logged(plan.ref, _trained(key, train))}, workers)[0]
 
 
 def _training_parts(prompts: Done) -> list[str]:
@@ -207,7 +220,7 @@ def _logged(ref: StageRef, result: TrainResult) -> Outcome:
         if name not in ("step", "epoch")
     ]
     write_part(ref.data_uri, "log", to_table(TrainingStep, steps))
-    extra = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
+    extra: dict[str, Any] = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
     extra |= {"stopped": result.stopped, "skipped": dict(result.skipped)}
     if result.skipped:
         log.warning("%s: rows left out: %s", ref.key, dict(result.skipped))

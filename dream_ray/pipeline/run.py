@@ -26,8 +26,10 @@ from dream_ray.config import Config, ConfigError
 from dream_ray.engine.engine import EngineError
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
+from dream_ray.pipeline.nodes import total_resources, wait_for_nodes
 from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, StageFailed, Tally
 from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
+from dream_ray.pipeline.placement import ONE_TASK, Bundle, Placement, place
 from dream_ray.pipeline.plans import Plan, Planner
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef
 
@@ -62,6 +64,8 @@ class Run:
         self.plans = Planner(config, self.store)
         self.history: list[Done] = []
         """Every stage that this run used, in order, for the report."""
+        self.release_scorer: Callable[[], None] = lambda: None
+        """Takes the scorer down if it stands; it comes back when it is asked for. Set by whoever starts it."""
 
     @cached_property
     def ledger(self) -> Any | None:
@@ -78,6 +82,13 @@ class Run:
             cache_uri=cache_uri(self.config, self.store.uri),
             meter=None if self.ledger is None else LedgerMeter(self.ledger),
         )
+
+    @cached_property
+    def placement(self) -> Placement:
+        """When the scorer stands; said in the log at the first stage that it concerns. Needs Ray."""
+        found = place(self.config, total_resources(self.config.cluster))
+        log.info("placement: %s", found.words)
+        return found
 
     def require_budget(self) -> None:
         """Raise BudgetReached where the budget is spent: a judge that may not be asked need not be started."""
@@ -103,13 +114,16 @@ class Run:
         log.info("%s: done earlier (%s)", plan.ref.key, plan.ref.uri)
         return self._remember(Done(plan.ref, manifest))
 
-    def carry_out(self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]]) -> list[Done]:
+    def carry_out(
+        self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]], needs: Sequence[Bundle] = (ONE_TASK,)
+    ) -> list[Done]:
         """Do the work of the plans and finish their stages; `work` returns an outcome for each plan's key.
 
-        Raises StageFailed, and ConfigError for a setting that cannot work on the cluster.
+        `needs` is the room on the cluster without which the work cannot begin. Raises StageFailed, and ConfigError for a
+        setting that cannot work on the cluster.
         """
         try:
-            return self._carry_out(plans, work)
+            return self._carry_out(plans, work, needs)
         except (OSError, EngineError, ConfigError) as error:
             # What a task or an actor raised is the error itself and Ray's at once, with the remote traceback as its text.
             cause = error.cause if isinstance(error, RayTaskError) else error
@@ -120,7 +134,9 @@ class Run:
             words = files.explain(cause) if isinstance(cause, OSError) else str(cause)
             raise StageFailed(f"{', '.join(plan.ref.key for plan in plans)}: {words}") from error
 
-    def _carry_out(self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]]) -> list[Done]:
+    def _carry_out(
+        self, plans: Sequence[Plan], work: Callable[[], Mapping[str, Outcome]], needs: Sequence[Bundle]
+    ) -> list[Done]:
         for plan in plans:
             self.store.start(plan.ref)
         keys = tuple(plan.ref.key for plan in plans)
@@ -128,6 +144,7 @@ class Run:
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
         files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
+        wait_for_nodes(", ".join(keys), needs, self.config.cluster.wait_for_nodes_s)
         start = time.monotonic()
         stopped = None
         with PeakMemory() as memory:

@@ -1,7 +1,8 @@
 """The stages that sample and judge: rollout and judge of a round, answers, judgements and metrics of a policy.
 
 One pass serves several of them: whatever needs the same base weights is sampled by the same engines (policies differ by
-their adapter only, which vLLM takes per request), and every answer goes to the scorer while the next ones are sampled.
+their adapter only, which vLLM takes per request), and every answer goes to the scorer while the next ones are sampled, or
+after all of them where there is no room for both (placement.py).
 
 Contract: as in data_stages.py. `sample` takes the jobs that may run together and returns, for each, its finished rollout
 and judge stages; jobs that are done are not run, and a job whose rollouts are there is only judged.
@@ -19,6 +20,7 @@ from dream_ray.config import Config
 from dream_ray.evaluate.metrics import policy_metrics
 from dream_ray.feedback.client import JudgeActor
 from dream_ray.outcomes import struct_of
+from dream_ray.pipeline import placement
 from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
 from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.parts import Tally, Target, WorkItem, part_rows, read_part, run_pass, write_part
@@ -48,10 +50,15 @@ def sample(
     judgements = {key: done for key, (_, judging) in plans.items() if (done := run.done(judging))}
     for model in dict.fromkeys(job.policy.model for job in jobs):
         fresh = [job for job in jobs if job.policy.model == model and job.key not in rollouts]
-        if fresh:
-            stages = _sample_and_judge(run, model, fresh, plans, prompts, observed, scorer_url())
-            for job in fresh:
-                rollouts[job.key], judgements[job.key] = stages[job.rollout_key], stages[job.judge_key]
+        if not fresh:
+            continue
+        if run.placement.judge_while_sampling:
+            stages = _sample_pass(run, model, fresh, plans, prompts, observed, scorer_url())
+            judgements |= {job.key: stages[job.judge_key] for job in fresh}
+        else:
+            run.release_scorer()
+            stages = _sample_pass(run, model, fresh, plans, prompts, observed, None)
+        rollouts |= {job.key: stages[job.rollout_key] for job in fresh}
     for job in jobs:
         if job.key not in judgements:
             plan = plans[job.key][1]
@@ -71,16 +78,17 @@ def _targets(job: SampleJob, plans: tuple[Plan, Plan]) -> list[Target]:
     ]
 
 
-def _sample_and_judge(
+def _sample_pass(
     run: Run,
     model: str,
     jobs: Sequence[SampleJob],
     plans: Mapping[str, tuple[Plan, Plan]],
     prompts: Done,
     observed: Done,
-    url: str,
+    url: str | None,
 ) -> dict[str, Done]:
-    """One pass over all jobs of a model, engines, then the scorer; the finished stages by key."""
+    """One pass over all jobs of a model, engines, then the scorer at `url`; the finished stages by key. Without a url the
+    answers are sampled only."""
     config = run.config
     by_key = {job.key: job for job in jobs}
 
@@ -106,7 +114,10 @@ def _sample_and_judge(
             yield request_table(requests)
 
     def stages(dataset: ray.data.Dataset) -> ray.data.Dataset:
-        return _judged(with_samples(dataset, run, model), config, url)
+        sampled = with_samples(dataset, run, model)
+        return sampled if url is None else _judged(sampled, config, url)
+
+    stages_of_job = 1 if url is None else 2  # sampling, and judging after it
 
     def work() -> Mapping[str, Outcome]:
         tallies = run_pass(
@@ -114,13 +125,13 @@ def _sample_and_judge(
             [item for job in jobs for item in _items(job, observed)],
             read,
             stages,
-            [target for job in jobs for target in _targets(job, plans[job.key])],
+            [target for job in jobs for target in _targets(job, plans[job.key])[:stages_of_job]],
             config.max_failure_rate,
         )
         return {key: Outcome(tally) for key, tally in tallies.items()}
 
-    pending = [plan for job in jobs for plan in plans[job.key]]
-    return {done.ref.key: done for done in run.carry_out(pending, work)}
+    pending = [plan for job in jobs for plan in plans[job.key][:stages_of_job]]
+    return {done.ref.key: done for done in run.carry_out(pending, work, [placement.engine(config)])}
 
 
 def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Dataset:
@@ -140,6 +151,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
         batch_format="pyarrow",
         batch_size=None,
         **sampler_arguments(config.rollout),
+        **placement.role_options(config, "rollout"),
     )
 
 

@@ -34,7 +34,7 @@ from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, 
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.scratch import ScratchFolder
 from dream_ray.student import StudentReader, Unreadable
-from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
+from dream_ray.train.policy import Policy, fetch_folder, fetch_model, merge_adapter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,9 +83,12 @@ def sampler_arguments(rollout: RolloutConfig) -> dict[str, Any]:
     """What `map_batches` needs beside the class: the actors, their resources and their environment."""
     import ray.data
 
+    least, most = rollout.pool
     return {
-        "compute": ray.data.ActorPoolStrategy(size=rollout.engines, max_concurrent_calls_per_actor=CALLS_AT_ONCE),
-        **actor_options(rollout.gpus_per_engine, rollout.engines),
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=least, max_size=most, max_concurrent_calls_per_actor=CALLS_AT_ONCE
+        ),
+        **actor_options(rollout.gpus_per_engine, most),
     }
 
 
@@ -96,7 +99,7 @@ class Sampler:
         """Prepare; the engine starts with the first batch, on the weights that this batch needs."""
         self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
         self._folder = ScratchFolder("sampler")
-        self._model = str(fetch_folder(student.model, Path(self._folder.name)))
+        self._model = str(fetch_model(student.model))
         self._reader = StudentReader(Path(self._model), student, images)
         self._adapters: dict[str, str] = {}
         self._checked_tokens = False

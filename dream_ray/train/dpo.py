@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray import files
-from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
+from dream_ray.config import ClusterConfig, ConfigError, DpoConfig, ImageConfig, LoraConfig, StudentConfig
 from dream_ray.records import PreferencePair, Prompt
 from dream_ray.scratch import ScratchFolder
 from dream_ray.train import data, ray_adapter
@@ -48,6 +48,7 @@ def train_dpo(
     stored: str | None = None,
     probes: Sequence[Prompt] = (),
     max_failure_rate: float = 0.0,
+    cluster: ClusterConfig | None = None,
 ) -> TrainResult:
     """Train on preference pairs of train-split prompts (parquet uris of Prompt and PreferencePair).
 
@@ -82,7 +83,8 @@ def train_dpo(
         "images": images,
         "seed": seed,
     }
-    return dataclasses.replace(ray_adapter.fit(build_trainer, settings, dpo, output), skipped=skipped)
+    result = ray_adapter.fit(build_trainer, settings, dpo, output, cluster or ClusterConfig())
+    return dataclasses.replace(result, skipped=skipped)
 
 
 def _check_policies(start: Policy, reference: Policy) -> None:

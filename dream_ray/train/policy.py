@@ -1,15 +1,19 @@
 """A policy: a base model and, perhaps, a LoRA adapter on it, wherever they are stored.
 
 Contract: `check_model_folder` finds in milliseconds what would otherwise fail after a model has loaded; `fetch_folder`
-gives a local path for a uri; `merge_adapter` turns base + adapter into a plain model folder. Nothing here trains.
+and `fetch_model` give a local path for a uri, the latter one for a whole machine; `merge_adapter` turns base + adapter into
+a plain model folder. Nothing here trains.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,9 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 READING = re.compile(r"token|vocab|merges|processor|template|preprocess")
 """The files of a model folder that tell how prompts are read."""
+
+KEPT_SECONDS = 86_400.0
+"""How long a machine keeps a fetched model that nobody asks for: a run's stages may be hours apart."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,43 @@ def fetch_folder(uri: str, into: Path, weights: bool = True) -> Path:
     return target
 
 
+def fetch_model(uri: str) -> Path:
+    """A local path of a model's folder: the folder itself where it is local, else this machine's copy of it.
+
+    All processes of a machine share one copy: the first one fetches it, the others wait for that. It is told by the names,
+    sizes and times of the files, so a model that changed is fetched anew; a copy that nobody asked for in KEPT_SECONDS goes.
+    """
+    if files.is_local(uri):
+        return files.as_path(uri)
+    filesystem, path = files.resolve(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    listing = sorted((info.path, info.size, str(info.mtime)) for info in found if info.type == pafs.FileType.File)
+    if not listing:
+        raise FileNotFoundError(f"{uri} holds no files, so there is no model to load.")
+    parent = Path(tempfile.gettempdir(), f"dream-ray-models-{os.getuid()}")
+    parent.mkdir(mode=0o700, exist_ok=True)
+    copy = parent / hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:16]
+    with open(f"{copy}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            _remove_unused(parent)
+            unfinished = Path(f"{copy}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed here
+            unfinished.mkdir()
+            pafs.copy_files(path, str(unfinished), filesystem, pafs.LocalFileSystem())
+            os.replace(unfinished, copy)
+        os.utime(copy)
+    return copy
+
+
+def _remove_unused(parent: Path) -> None:
+    """Remove the copies that nobody has asked for in a while; who has loaded one does not read it again."""
+    for copy in parent.iterdir():
+        with contextlib.suppress(OSError):  # another process is faster
+            if copy.is_dir() and time.time() - copy.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(copy)
+
+
 def store_folder(folder: Path, uri: str) -> None:
     """Put a local folder at a uri, in place of what was there.
 
@@ -193,7 +237,7 @@ def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False, 
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     with ScratchFolder("merge") as scratch:
-        base = fetch_folder(policy.model, Path(scratch, "fetched"))
+        base = fetch_model(policy.model)
         adapter = fetch_folder(policy.adapter, Path(scratch, "fetched"))
         stored = dtype or AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
         model = AutoModelForImageTextToText.from_pretrained(

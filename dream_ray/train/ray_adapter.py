@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dream_ray import files
-from dream_ray.config import ConfigError, TrainConfig
+from dream_ray.config import ClusterConfig, ConfigError, TrainConfig
 from dream_ray.images import BadImage
 from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
@@ -46,6 +46,9 @@ MAX_FAILURES = 3
 CPU_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait sleep. Spinning ones, the default, keep the cores from each other as soon as another process
 wants one, and Ray always has some: beside busy processes on 2 cores a micro batch was seen to take 36 s, and 2.4 s so."""
+
+WORKERS_WITHIN_S = 60.0
+"""How long Ray Train waits for its workers before it counts a failure of its own and asks again (its default)."""
 
 RUN_NAME = "ray_train"
 """The folder of Ray Train's checkpoints in a training's output."""
@@ -116,6 +119,7 @@ def fit(
     settings: dict[str, Any],
     train: TrainConfig,
     output: str,
+    cluster: ClusterConfig,
 ) -> TrainResult:
     """Train. `build(settings, arguments)` makes the trainer on a worker; `arguments` go into its TrainingArguments.
 
@@ -135,14 +139,26 @@ def fit(
         _work,
         train_loop_config={"build": build, "settings": settings, "train": train, "output": output},
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=train.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={
+                "CPU": 1,
+                **({"GPU": 1} if train.use_gpu else {}),
+                **cluster.resources.get("training", {}),
+            },
+        ),
         run_config=RunConfig(
             # The same name in the same folder is what makes a restarted driver find its checkpoints.
             name=RUN_NAME,
             storage_path=output,
             # An older one is removed after the newer one is uploaded whole and registered.
             checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                # Each is a wait of Ray Train's for machines in place of lost ones, which would otherwise have no end.
+                controller_failure_limit=math.ceil(cluster.wait_for_nodes_s / WORKERS_WITHIN_S),
+            ),
             worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
         ),
     )

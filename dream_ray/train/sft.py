@@ -6,16 +6,14 @@ do not change. Call it from a driver; the work happens in Ray Train workers.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.config import ClusterConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
 from dream_ray.records import Demonstration
-from dream_ray.scratch import ScratchFolder
 from dream_ray.student import StudentReader
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.batches import of_like_length
-from dream_ray.train.policy import check_model_folder, fetch_folder
+from dream_ray.train.policy import check_model_folder, fetch_model
 from dream_ray.train.ray_adapter import TrainResult
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ def train_sft(
     seed: int,
     output: str,
     max_failure_rate: float = 0.0,
+    cluster: ClusterConfig | None = None,
 ) -> TrainResult:
     """Train an adapter on demonstrations of train-split prompts (parquet uris of Prompt and Demonstration).
 
@@ -53,7 +52,8 @@ def train_sft(
         "images": images,
         "seed": seed,
     }
-    return dataclasses.replace(ray_adapter.fit(build_trainer, settings, sft, output), skipped=skipped)
+    result = ray_adapter.fit(build_trainer, settings, sft, output, cluster or ClusterConfig())
+    return dataclasses.replace(result, skipped=skipped)
 
 
 def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Trainer":
@@ -78,13 +78,11 @@ def load_model(settings: dict[str, Any], bf16: bool) -> tuple["PreTrainedModel",
     from transformers import AutoModelForImageTextToText
 
     student: StudentConfig = settings["student"]
-    with ScratchFolder("train") as scratch:  # fetched weights are in memory once loaded
-        folder = fetch_folder(settings["model"], Path(scratch))
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
-        )
-        reader = StudentReader(folder, student, settings["images"])
-    return model, reader
+    folder = fetch_model(settings["model"])
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
+    )
+    return model, StudentReader(folder, student, settings["images"])
 
 
 def new_adapter(lora: LoraConfig) -> "peft.LoraConfig":

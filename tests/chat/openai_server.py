@@ -90,9 +90,10 @@ class Call:
 @dataclass
 class OpenAIServer:
     """See the module's contract. `capacity`: calls served at once; more are refused with 429. `served`: calls that it worked on
-    for `latency_s`, whatever came of their reply."""
+    for `latency_s`, whatever came of their reply. `answer(question, body)` is what it says in place of the score."""
 
     script: Script = field(default_factory=first)
+    answer: Callable[[int, dict[str, Any]], str] | None = None
     latency_s: float = 0.0
     capacity: int | None = None
     retry_after: str | None = "0.2"
@@ -202,7 +203,8 @@ class OpenAIServer:
                 return False
         await asyncio.sleep(self.latency_s)
         self.served += 1
-        content = json.dumps(_completion(fault, question, body))
+        answer = None if self.answer is None else self.answer(question, body)
+        content = json.dumps(_completion(fault, question, body, answer))
         match fault:
             case Fault.CUT_BODY:
                 writer.write(_head(200, len(content), {}) + content[: len(content) // 2].encode())
@@ -234,9 +236,10 @@ def _error(message: str, code: str | None = None, param: str | None = None) -> s
     return json.dumps({"error": {"message": message, "type": "test", "code": code, "param": param}})
 
 
-def _completion(fault: Fault, question: int, body: dict[str, Any]) -> dict[str, Any]:
+def _completion(fault: Fault, question: int, body: dict[str, Any], answer: str | None) -> dict[str, Any]:
     number = right(question)
     content: str | None = json.dumps({"score": number}) if "response_format" in body else str(number)
+    content = content if answer is None else answer
     finish_reason, refusal = "stop", None
     match fault:
         case Fault.PROSE:

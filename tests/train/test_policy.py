@@ -1,12 +1,22 @@
 """Model folders are checked before they are loaded, and travel between file systems."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dream_ray.config import ConfigError
-from dream_ray.train.policy import Policy, check_model_folder, fetch_folder, find_policy, merge_adapter, store_folder
+from dream_ray.train.policy import (
+    Policy,
+    check_model_folder,
+    fetch_folder,
+    fetch_model,
+    find_policy,
+    merge_adapter,
+    store_folder,
+)
 from tests.object_store import object_store
 
 COMPLETE = {
@@ -77,6 +87,31 @@ def test_a_remote_folder_is_copied_and_stored(tmp_path: Path, monkeypatch: pytes
     assert fetched.is_relative_to(tmp_path / "cache")
     found = {file.relative_to(fetched).as_posix(): file.read_text() for file in fetched.rglob("*") if file.is_file()}
     assert found == {**COMPLETE, "ref/inner.json": "1"}
+
+
+def test_a_machine_fetches_a_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several that ask at once share one copy; a model that changed is fetched anew; one that nobody asks for any more goes."""
+    source = Path(write(tmp_path / "model", COMPLETE))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert fetch_model(str(source)) == source
+    with object_store(monkeypatch) as store:
+        store.upload(source, "models/student")
+        with ThreadPoolExecutor(4) as pool:
+            (copy,) = set(pool.map(fetch_model, ["s3://models/student"] * 4))
+        assert fetch_model("s3://models/student") == copy
+        assert store.requests["GET object"] == sum(map(bool, COMPLETE.values()))  # an empty file is not asked for
+        store.objects["models/student/config.json"] = b"{}  "
+        changed = fetch_model("s3://models/student")
+        assert (changed / "config.json").read_text() == "{}  "
+        assert json.loads((copy / "config.json").read_text()) != {}
+        os.utime(copy, (0, 0))
+        store.objects["models/other/config.json"] = b"{}"
+        fetch_model("s3://models/other")
+        assert changed.exists()
+        assert not copy.exists()
+        with pytest.raises(FileNotFoundError, match="holds no files"):
+            fetch_model("s3://models/nothing")
 
 
 def test_storing_replaces_what_was_there(tmp_path: Path):
