@@ -17,6 +17,7 @@ from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled, training_items
+from dream_ray.pipeline.gpu_time import GpuSeconds
 from dream_ray.pipeline.parts import StageFailed, Tally, Target, read_part, read_parts, run_pass, write_part
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import parquet_files
@@ -184,4 +185,4 @@ def _logged(data_uri: str, result: TrainResult) -> Outcome:
     ]
     write_part(data_uri, "log", to_table(TrainingStep, steps))
     extra = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
-    return Outcome(Tally(rows_out=len(steps)), extra)
+    return Outcome(Tally(rows_out=len(steps)), extra, GpuSeconds(result.gpu_held_s, result.gpu_idle_s))

@@ -29,6 +29,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
 from dream_ray.chat.protocol import ENDPOINT_SILENT
+from dream_ray.pipeline import measures
 from dream_ray.pipeline.marks import Counted, forget, take_over, write_mark
 from dream_ray.pipeline.store import StageRef
 from dream_ray.progress import Progress
@@ -228,10 +229,13 @@ def run_pass(
         dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
         dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
         counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
+        measures.show_waiting(name, sum(item.rows for item in left))
         try:
             for row in counted.iter_rows():
                 item = json.loads(row["counted"])
                 tallies[item["key"]].add(item)
+                measures.count_rows(item["key"], item["rows_out"], item["failures"])
+                measures.count_tokens(item["key"], item["prompt_tokens"], item["completion_tokens"])
                 progress.show(tallies.values(), _through(targets, tallies))
         except ExecutionTimeoutError:
             seconds = ray.data.DataContext.get_current().execution_no_progress_timeout_s
@@ -240,6 +244,8 @@ def run_pass(
                 "or a cluster without room for the actors. Look at `ray status` and the actors' logs. What was finished is "
                 "kept; the same command goes on from there."
             ) from None
+        finally:
+            measures.show_waiting(name, 0)
     try:
         settle(targets, tallies, max_failure_rate)
     except BudgetReached:
@@ -364,6 +370,7 @@ class _Progress:
         self._last = now
         rate = (done - self._before) / max(now - self._start, 1e-9)
         left = (self._expected - done) / rate if rate else float("inf")
+        measures.show_waiting(self._name, self._expected - done)
         failures = sum((tally.failures for tally in tallies), Counter[str]())
         log.info(
             "%s: %d of %d rows, %.1f rows/s, %.0f s to go, %d failed",

@@ -136,6 +136,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
             config.rollout,
             config.lora.rank,
             config.images,
+            run.gpus,
         ),
         batch_format="pyarrow",
         batch_size=None,

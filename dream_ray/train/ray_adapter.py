@@ -20,6 +20,7 @@ from dream_ray import files
 from dream_ray.config import ConfigError, TrainConfig
 from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
+from dream_ray.stopwatch import Stopwatch
 from dream_ray.train.policy import store_folder
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ LOG_LINES = 50
 class TrainResult:
     """What a training gave. `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order.
 
-    `tokens` counts the non-padding tokens of all batches that were trained on, of all workers.
+    `tokens` counts the non-padding tokens of all batches that were trained on, of all workers. `gpu_held_s` are seconds times
+    the workers' GPUs, `gpu_idle_s` those of them before and after the training itself.
     """
 
     adapter: str
@@ -55,6 +57,8 @@ class TrainResult:
     history: list[dict[str, float]]
     seconds: float
     tokens: int
+    gpu_held_s: float = 0.0
+    gpu_idle_s: float = 0.0
 
 
 def accumulation_steps(train: TrainConfig) -> int:
@@ -134,6 +138,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     from dream_ray.train.answer_logits import score_answers_only  # imports TRL, which takes seconds
 
     train: TrainConfig = config["train"]
+    begun, trained = time.monotonic(), Stopwatch()
     logging.getLogger("dream_ray").setLevel(logging.INFO)
     context = ray.train.get_context()
     if not train.use_gpu:
@@ -146,12 +151,14 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         steps = _planned_steps(len(trainer.train_dataset), train)
         trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
         checkpoint = ray.train.get_checkpoint()
+        trained.run(True)
         if checkpoint is None:
             trainer.train()
         else:
             with checkpoint.as_directory() as folder:
                 logger.info("going on from a checkpoint")
                 trainer.train(resume_from_checkpoint=str(folder))
+        trained.run(False)
         if context.get_world_rank() != 0:
             return None
         folder = Path(scratch, "adapter")
@@ -165,12 +172,16 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             f"Training ended with the loss {losses[-1] if losses else None} after {trainer.state.global_step} steps: "
             "the adapter is of no use. Lower the learning rate, or train in float32 (bf16: false)."
         )
+    gpus = context.get_world_size() if train.use_gpu else 0
+    held = time.monotonic() - begun
     return {
         "steps": trainer.state.global_step,
         "examples": len(trainer.train_dataset),
         "loss": losses[-1],
         "history": history,
         "tokens": int(max(entry.get("num_tokens", 0) for entry in history)),
+        "gpu_held_s": gpus * held,
+        "gpu_idle_s": gpus * (held - trained.seconds),
     }
 
 
