@@ -107,10 +107,9 @@ def deploy_scorer(
 
 def scorer_application(config: JudgeConfig, images: ImageConfig, services: ChatServices) -> Any:
     """The scorer as a Serve application, to be deployed behind any listener."""
-    most = config.replicas if config.autoscale is None else config.autoscale[1]
     # mypy sees the class; the decorators have made it a Deployment.
     deployment = Scorer.options(  # type: ignore[attr-defined]
-        **scaling(config), logging_config=_quiet(), ray_actor_options=chat_options(config.chat, most)
+        **scaling(config), logging_config=_quiet(), ray_actor_options=chat_options(config.chat, config.most_replicas)
     )
     return deployment.bind(config, images, services)
 

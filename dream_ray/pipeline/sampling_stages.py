@@ -17,7 +17,7 @@ import ray.data
 
 from dream_ray.config import Config
 from dream_ray.evaluate.metrics import policy_metrics
-from dream_ray.feedback.client import JudgeActor
+from dream_ray.feedback.client import PARTS_AT_ONCE, JudgeActor
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
 from dream_ray.pipeline.guard import Guarded
@@ -151,7 +151,9 @@ def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dat
         fn_constructor_args=(url, config.judge),
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=config.judge.most_replicas, max_concurrent_calls_per_actor=PARTS_AT_ONCE
+        ),
     )
 
 
