@@ -16,7 +16,7 @@ import logging
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -155,6 +155,15 @@ def write_part(folder_uri: str, part: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     files.write_atomic(files.join(folder_uri, f"{part}.parquet"), buffer.getvalue())
+
+
+def leave_out(folder_uri: str, id_column: str, ids: Set[str]) -> None:
+    """Write the parts that hold some of these rows anew, without them; a part at a time."""
+    for part, (table,) in read_parts(folder_uri):
+        stays = pa.array([row_id not in ids for row_id in table[id_column].to_pylist()], pa.bool_())
+        kept = table.filter(stays)
+        if kept.num_rows < table.num_rows:
+            write_part(folder_uri, part, kept)
 
 
 def _unnest(column: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
