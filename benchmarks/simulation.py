@@ -46,6 +46,7 @@ from dream_ray.pipeline.run import Done, Run
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.rollout.sampler import Sampler
 from dream_ray.stopwatch import GpuWatch, Stopwatch
+from dream_ray.taxonomy import Category, Source
 from dream_ray.train.policy import Policy
 
 TOKENS_PER_S = 3363.0
@@ -173,7 +174,8 @@ def _answer(chance: random.Random, mean: int, most: int) -> str:
 def write_source(path: Path, rows: int) -> None:
     """`rows` prompts of some 60 words; every other one brings an observation, so that no teacher is asked."""
     chance = random.Random(0)
-    seen = {"content": "asks how a lock is opened", "source": "text instruction", "category": "Illegal Activities"}
+    source, category = Source.TEXT_INSTRUCTION.value, Category.ILLEGAL_ACTIVITIES.value
+    seen = {"content": "asks how a lock is opened", "source": source, "category": category}
     with path.open("w") as file:
         for number in range(rows):
             text = f"What has the {' '.join(chance.choices(WORDS, k=60))} to do with number {number}?"
@@ -267,6 +269,7 @@ def cluster_of(config: Config, gpus: int, store_gib: float) -> Iterator[None]:
             "num_gpus": gpus,
             "object_store_memory": int(store_gib * 2**30),
             "include_dashboard": False,
+            "dashboard_port": 0,
         },
     )
     os.environ["RAY_ADDRESS"] = cluster.address

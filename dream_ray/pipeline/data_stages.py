@@ -179,7 +179,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
             "disentangle",
             items,
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 Guarded,
                 fn_constructor_args=_teaching(run, DisentangleActor),
                 **_actors(run),
@@ -211,7 +211,7 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
             "demonstrate",
             training_items("demonstrate", observed),
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 Guarded,
                 fn_constructor_args=_teaching(run, DemonstrateActor),
                 **_actors(run),

@@ -127,7 +127,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
     """The operator that samples answers to SampleRequest rows from a base model and its adapters."""
     config = run.config
     student = config.student.model_copy(update={"model": model})
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         Guarded,
         fn_constructor_args=(
             run.store.in_flight_uri,
