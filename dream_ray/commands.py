@@ -195,7 +195,20 @@ def _print_result(current: "Run", result: "Result", page: "Written", seconds: fl
 
     console = make_console()
     times = Table(title="where time, memory (of all processes together) and money went", title_justify="left")
-    for column in ("stages", "rows", "failed", "tokens in", "cached", "out", "cost", "paid", "seconds", "GiB"):
+    for column in (
+        "stages",
+        "rows",
+        "failed",
+        "tokens in",
+        "cached",
+        "out",
+        "cost",
+        "paid",
+        "seconds",
+        "GPU s",
+        "idle",
+        "GiB",
+    ):
         times.add_column(column, justify="left" if column == "stages" else "right")
     shown: set[str] = set()
     for done in current.history:
@@ -217,6 +230,8 @@ def _print_result(current: "Run", result: "Result", page: "Written", seconds: fl
             f"${sum(item.cost_usd for item in asked):.2f}",
             f"${manifest.paid_usd:.2f}",
             f"{manifest.seconds:.0f}",
+            f"{manifest.gpu_held_s:.0f}" if manifest.gpu_held_s else "-",
+            f"{manifest.gpu_idle_s / manifest.gpu_held_s:.0%}" if manifest.gpu_held_s else "-",
             "-" if peak is None else f"{peak / 2**30:.1f}",
         )
     console.print(times)

@@ -466,6 +466,11 @@ class JudgeConfig(Section):
     """A judge model for `dream-ray serve` to start; `chat` is then of the backend `openai`."""
 
     @property
+    def most_replicas(self) -> int:
+        """How many replicas there may be at once."""
+        return self.replicas if self.autoscale is None else self.autoscale[1]
+
+    @property
     def on_loopback(self) -> bool:
         """True where only this machine reaches the scorer."""
         return self.host in LOOPBACK

@@ -205,6 +205,11 @@ class PreferencePair:
     rejected_reward: float
     risk: Risk
 
+    @property
+    def words(self) -> tuple[int, int]:
+        """The lengths of chosen and rejected in words."""
+        return len(self.chosen.split()), len(self.rejected.split())
+
 
 @dataclass(frozen=True)
 class ReferenceLogProb:

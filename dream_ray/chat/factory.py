@@ -13,18 +13,20 @@ from dream_ray.chat.protocol import ChatModel
 from dream_ray.config import ChatConfig, OpenAIConfig, RulesConfig, VllmConfig
 from dream_ray.engine.settings import actor_options
 from dream_ray.prompts import Templates
+from dream_ray.stopwatch import GpuWatch
 
 
 @dataclass(frozen=True)
 class ChatServices:
-    """What a run gives to its chat models: the prompts' wording, where replies are kept, who counts the money.
+    """What a run gives to its chat models: the prompts' wording, where replies are kept, who counts the money and the GPUs.
 
-    It travels to actors and replicas. No cache or no meter where they are None.
+    It travels to actors and replicas. No cache, no meter and no watch where they are None.
     """
 
     templates: Templates
     cache_uri: str | None = None
     meter: Meter | None = None
+    gpus: GpuWatch | None = None
 
 
 def chat_name(config: ChatConfig) -> str:
@@ -76,7 +78,7 @@ def make_chat(config: ChatConfig, services: ChatServices) -> ChatModel:
         case VllmConfig():
             from dream_ray.chat.vllm_chat import VllmChat
 
-            chat = VllmChat(config, services.templates)
+            chat = VllmChat(config, services.templates, services.gpus)
     if services.cache_uri is None:
         return chat
     from dream_ray.chat.cache import CachedChat

@@ -20,6 +20,7 @@ from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import base_arguments
 from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
+from dream_ray.stopwatch import GpuWatch
 from dream_ray.train.policy import fetch_model
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ SEED = 0
 class VllmChat:
     """See the module's contract."""
 
-    def __init__(self, config: VllmConfig, templates: Templates):
+    def __init__(self, config: VllmConfig, templates: Templates, gpus: GpuWatch | None = None):
         """Load the model. Raises EngineError where it has no processor for images, and whatever vLLM raises."""
         from transformers import AutoProcessor, ProcessorMixin
 
+        worked = gpus.watch() if gpus else None
         self._config, self._templates = config, templates
         # Chat models get images that were within the run's limits when they were ingested; these are the outer ones.
         self._images = ImageConfig()
@@ -51,7 +53,7 @@ class VllmChat:
                 "cannot see what it has to judge. Name the folder of a vision-language model, with its processor and "
                 "chat template."
             )
-        self._engine = Engine(engine_arguments(config, model), config.engine_timeout_s)
+        self._engine = Engine(engine_arguments(config, model), config.engine_timeout_s, worked)
 
     def __del__(self) -> None:
         """Close the engine where the constructor came that far."""

@@ -111,7 +111,7 @@ def examine(config: Config, machine: Machine) -> Diagnosis:
 
 def _most(config: Config) -> int:
     """The most replicas of the scorer."""
-    return config.judge.autoscale[1] if config.judge.autoscale else config.judge.replicas
+    return config.judge.most_replicas
 
 
 def _settings(config: Config, train: TrainConfig, micro_batch_size: int) -> Training:

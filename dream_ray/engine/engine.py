@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from dream_ray.stopwatch import Stopwatch
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from vllm import LLMEngine, RequestOutput, SamplingParams
@@ -92,14 +94,18 @@ Answer = Future["RequestOutput | Rejected"]
 class Engine:
     """See the module's contract."""
 
-    def __init__(self, arguments: dict[str, Any], timeout_s: float):
-        """Start the engine with these EngineArgs; returns when it can sample. Raises whatever vLLM raises meanwhile."""
+    def __init__(self, arguments: dict[str, Any], timeout_s: float, worked: Stopwatch | None = None):
+        """Start the engine with these EngineArgs; returns when it can sample. Raises whatever vLLM raises meanwhile.
+
+        `worked` runs while the engine has work.
+        """
         self._inbox: queue.SimpleQueue[tuple[Sequence[Query], list[Answer]] | None] = queue.SimpleQueue()
         self._pending: dict[str, Answer] = {}
         self._adapters: dict[str, LoRARequest] = {}
         self._ids = itertools.count()
         self._lora_ids = itertools.count(1)
         self._timeout_s = timeout_s
+        self._worked = worked or Stopwatch()
         self._open: set[Answer] = set()
         """Answers that are neither given nor failed."""
         self._alive_at: float | None = None
@@ -177,6 +183,7 @@ class Engine:
         except BaseException as error:
             self._fail_all(type(error).__name__, _died(error))  # first, as the remains of a broken engine may not end
         self._alive_at = None
+        self._worked.run(False)
         engine.renderer.shutdown()
         engine.engine_core.shutdown()
 
@@ -185,6 +192,7 @@ class Engine:
         while True:
             busy = engine.has_unfinished_requests()
             self._alive_at = time.monotonic() if busy else None
+            self._worked.run(busy)
             try:
                 work = self._inbox.get(block=not busy)
             except queue.Empty:
@@ -192,6 +200,7 @@ class Engine:
             if work is None:
                 return False
             self._alive_at = time.monotonic()
+            self._worked.run(True)
             try:
                 self._admit(engine, *work)
             except Exception as error:

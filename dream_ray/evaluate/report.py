@@ -55,7 +55,8 @@ class StageRow:
     `seconds` is wall time. `passed_with` names the keys of stages that ran in the same pass: its seconds and payments are
     theirs too and are counted once. `cached_tokens` is the part of `prompt_tokens` that the endpoint had cached.
     `cost_usd` is the price of the tokens, `paid_usd` what was paid for them: less where replies came from the response
-    cache. `peak_memory_bytes` is None where nobody measured it.
+    cache. `peak_memory_bytes` is None where nobody measured it. `gpu_held_s` are seconds times GPUs that the pass held,
+    `gpu_idle_s` those of them without work.
     """
 
     key: str
@@ -71,6 +72,8 @@ class StageRow:
     peak_memory_bytes: int | None
     cached_tokens: int = 0
     paid_usd: float = 0.0
+    gpu_held_s: float = 0.0
+    gpu_idle_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,16 @@ class ReportData:
     def paid_usd(self) -> float:
         """What all stages paid; a pass that several share counts once."""
         return sum(row.paid_usd for row in self._counted)
+
+    @property
+    def gpu_held_s(self) -> float:
+        """Seconds times GPUs of all stages; a pass that several share counts once."""
+        return sum(row.gpu_held_s for row in self._counted)
+
+    @property
+    def gpu_idle_s(self) -> float:
+        """The part of `gpu_held_s` without work."""
+        return sum(row.gpu_idle_s for row in self._counted)
 
     @property
     def _counted(self) -> list[StageRow]:

@@ -30,7 +30,10 @@ ITEMS_PER_REQUEST = 8
 """Answers sent at once: few, so that a lost request costs little and the deadline is about answers, not about
 batches."""
 REQUESTS_AT_ONCE = 4
-"""Requests of one actor under way: enough to keep a replica busy while others wait for the judge."""
+"""Requests of one actor under way: enough to keep a replica busy while others wait for the judge. There may be an actor for
+each replica."""
+PARTS_AT_ONCE = 2
+"""Parts in an actor at a time: the second one fills the places of a part whose last answers are long in being judged."""
 RETRIED_STATUS = frozenset({408, 409, 429})
 """Statuses below 500 that may pass by themselves."""
 FIRST_PAUSE_S = 0.5

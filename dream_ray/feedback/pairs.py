@@ -1,7 +1,8 @@
 """Preference pairs from judged answers.
 
 Contract: pure and deterministic. `make_pairs` works on the answers of one prompt, `balance_risks` and
-`balance_lengths` on the whole set.
+`balance_lengths` on the whole set, of which they need no more than `Outline` holds: a million prompts give too many texts for
+one process.
 An answer without a judgement enters no pair; within a pair the texts and the rewards differ; no text is both
 preferred and turned down for one prompt. The rules (best against worst, at most two a prompt, length balance) follow
 RLAIF-V (github.com/RLHF-V/RLAIF-V, utils/), where DREAM is silent.
@@ -9,6 +10,7 @@ RLAIF-V (github.com/RLHF-V/RLAIF-V, utils/), where DREAM is silent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 from dream_ray.config import PairConfig
 from dream_ray.feedback.rubric import REWARD_RANGE
@@ -83,9 +85,41 @@ def _answers(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> li
     return sorted(answers, key=lambda answer: (-answer.reward, answer.k, answer.text))
 
 
-def balance_risks(
-    pairs: Sequence[PreferencePair], max_ratio: float
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+class Weighable(Protocol):
+    """What balancing asks of a pair; a PreferencePair has it, and so has its `Outline`."""
+
+    @property
+    def pair_id(self) -> str: ...
+    @property
+    def risk(self) -> Risk: ...
+    @property
+    def chosen_reward(self) -> float: ...
+    @property
+    def rejected_reward(self) -> float: ...
+    @property
+    def words(self) -> tuple[int, int]: ...
+
+
+P = TypeVar("P", bound=Weighable)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A pair without its texts."""
+
+    pair_id: str
+    risk: Risk
+    chosen_reward: float
+    rejected_reward: float
+    words: tuple[int, int]
+
+    @classmethod
+    def of(cls, pair: PreferencePair) -> Self:
+        """The outline of a pair."""
+        return cls(pair.pair_id, pair.risk, pair.chosen_reward, pair.rejected_reward, pair.words)
+
+
+def balance_risks(pairs: Sequence[P], max_ratio: float) -> tuple[list[P], list[P]]:
     """Leave out pairs of the commoner kind until it has at most `max_ratio` per pair of the other kind.
 
     Otherwise DPO shifts every answer towards the commoner kind's preference, refusing or complying, whatever is asked.
@@ -102,9 +136,7 @@ def balance_risks(
     return kept, [pair for pair in pairs if pair.pair_id in dropped]
 
 
-def balance_lengths(
-    pairs: Sequence[PreferencePair], max_ratio: float
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def balance_lengths(pairs: Sequence[P], max_ratio: float) -> tuple[list[P], list[P]]:
     """Leave out pairs until mean chosen words / mean rejected words lies within [1 / max_ratio, max_ratio].
 
     Otherwise DPO learns that longer (or shorter) is better. The pair that tips the ratio most goes first, which needs
@@ -112,7 +144,7 @@ def balance_lengths(
     Returns (kept, left_out), both in the order of the input; which pairs go does not depend on that order. Everything
     may go.
     """
-    words = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]
+    words = [pair.words for pair in pairs]
     kept = sorted(range(len(pairs)), key=lambda index: pairs[index].pair_id)
     while True:
         chosen, rejected = (sum(words[index][side] for index in kept) for side in (0, 1))

@@ -119,12 +119,11 @@ def scorer_application(
     config: JudgeConfig, images: ImageConfig, services: ChatServices, options: Mapping[str, Any] | None = None
 ) -> Any:
     """The scorer as a Serve application, to be deployed behind any listener."""
-    most = config.replicas if config.autoscale is None else config.autoscale[1]
     # mypy sees the class; the decorators have made it a Deployment.
     deployment = Scorer.options(  # type: ignore[attr-defined]
         **scaling(config),
         logging_config=_quiet(),
-        ray_actor_options={**chat_options(config.chat, most), **(options or {})},
+        ray_actor_options={**chat_options(config.chat, config.most_replicas), **(options or {})},
     )
     return deployment.bind(config, images, services)
 

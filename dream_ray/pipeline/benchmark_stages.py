@@ -204,7 +204,7 @@ def _grade_target(job: Job) -> Target:
 def _graded(run: Run, jobs: Sequence[Job], dataset: ray.data.Dataset) -> ray.data.Dataset:
     """The operator that asks the judge about sampled answers."""
     config = run.config
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         Guarded,
         fn_constructor_args=(
             files.join(run.store.in_flight_uri, "judged"),  # the same parts are sampled at the same time

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -25,6 +24,7 @@ from dream_ray.pipeline.parts import (
     StageFailed,
     Target,
     WorkItem,
+    leave_out,
     part_rows,
     read_part,
     read_parts,
@@ -200,7 +200,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
             "disentangle",
             items,
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 Guarded,
                 fn_constructor_args=_teaching(run, DisentangleActor),
                 **_actors(run),
@@ -232,7 +232,7 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
             "demonstrate",
             training_items("demonstrate", observed),
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 Guarded,
                 fn_constructor_args=_teaching(run, DemonstrateActor),
                 **_actors(run),
@@ -257,22 +257,20 @@ def training_items(job: str, stage: Done) -> list[WorkItem]:
 def _balance_demonstrations(folder_uri: str, benign_ratio: float) -> int:
     """Leave out risky demonstrations, the highest prompt ids first, until the ratio holds; how many were left out.
 
-    Reads the ids and risks of all parts at once: some tens of bytes a row.
+    Holds the ids of the risky ones: some tens of bytes a row.
     """
-    parts = {part: table for part, (table,) in read_parts(folder_uri)}
     risky: list[str] = []
     benign = 0
-    for table in parts.values():
+    for _, (table,) in read_parts(folder_uri):
         for row in table.select(["prompt_id", "risk"]).to_pylist():
             if row["risk"] == Risk.RISKY:
                 risky.append(row["prompt_id"])
             else:
                 benign += 1
     keep = len(risky) if benign_ratio == 0 else min(len(risky), int(benign / benign_ratio))
-    left_out = pa.array(sorted(risky)[keep:], pa.string())
-    if len(left_out):
-        for part, table in parts.items():
-            write_part(folder_uri, part, table.filter(pc.invert(pc.is_in(table["prompt_id"], value_set=left_out))))
+    left_out = set(sorted(risky)[keep:])
+    if left_out:
+        leave_out(folder_uri, "prompt_id", left_out)
     return len(left_out)
 
 

@@ -76,7 +76,11 @@ def write_flight(uri: str, flight: Flight) -> None:
 
 
 class Guarded:
-    """Ray Data actor class (batch_format="pyarrow", batch_size=None); see the module's contract."""
+    """Ray Data actor class (batch_format="pyarrow", batch_size=None); see the module's contract.
+
+    It is applied by `Dataset.map_batches_internal`, which differs from `map_batches` in one thing: that refuses whole blocks
+    to actors with GPUs, because blocks may be large. Ours are parts.
+    """
 
     def __init__(self, in_flight_uri: str, actor: type, *arguments: Any):
         self._uri = in_flight_uri

@@ -14,12 +14,23 @@ import ray
 
 from dream_ray import files
 from dream_ray.config import PairConfig, TrainConfig
-from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
+from dream_ray.feedback.pairs import Outline, balance_lengths, balance_risks, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline import placement
 from dream_ray.pipeline.data_stages import labelled, training_items
-from dream_ray.pipeline.parts import StageFailed, Tally, Target, part_rows, read_part, read_parts, run_pass, write_part
+from dream_ray.pipeline.gpu_time import GpuSeconds
+from dream_ray.pipeline.parts import (
+    StageFailed,
+    Tally,
+    Target,
+    leave_out,
+    part_rows,
+    read_part,
+    read_parts,
+    run_pass,
+    write_part,
+)
 from dream_ray.pipeline.plans import Plan, in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.store import StageRef, parquet_files
@@ -125,14 +136,17 @@ def _by_prompt(kind: type[Any], table: pa.Table) -> dict[str, list[Any]]:
 
 @ray.remote(num_cpus=1)
 def _balance_pairs(folder_uri: str, settings: PairConfig) -> tuple[int, int]:
-    """Leave out pairs until kinds and then lengths are balanced over all parts; how many were left out for each."""
-    pairs = {part: from_table(PreferencePair, table) for part, (table,) in read_parts(folder_uri)}
-    kept, by_risk = balance_risks([pair for found in pairs.values() for pair in found], settings.max_risk_ratio)
-    kept, by_length = balance_lengths(kept, settings.max_length_ratio)
+    """Leave out pairs until kinds and then lengths are balanced over all parts; how many were left out for each.
+
+    Holds an outline of each pair, some hundred bytes, and no texts.
+    """
+    outlines = [
+        Outline.of(pair) for _, (table,) in read_parts(folder_uri) for pair in from_table(PreferencePair, table)
+    ]
+    kept, by_risk = balance_risks(outlines, settings.max_risk_ratio)
+    _, by_length = balance_lengths(kept, settings.max_length_ratio)
     if by_risk or by_length:
-        ids = {pair.pair_id for pair in kept}
-        for part, found in pairs.items():
-            write_part(folder_uri, part, to_table(PreferencePair, [pair for pair in found if pair.pair_id in ids]))
+        leave_out(folder_uri, "pair_id", {pair.pair_id for pair in (*by_risk, *by_length)})
     return len(by_risk), len(by_length)
 
 
@@ -220,8 +234,14 @@ def _logged(ref: StageRef, result: TrainResult) -> Outcome:
         if name not in ("step", "epoch")
     ]
     write_part(ref.data_uri, "log", to_table(TrainingStep, steps))
-    extra: dict[str, Any] = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
-    extra |= {"stopped": result.stopped, "skipped": dict(result.skipped)}
+    extra: dict[str, Any] = {
+        "steps": result.steps,
+        "examples": result.examples,
+        "final_loss": result.loss,
+        "tokens": result.tokens,
+        "stopped": result.stopped,
+        "skipped": dict(result.skipped),
+    }
     if result.skipped:
         log.warning("%s: rows left out: %s", ref.key, dict(result.skipped))
-    return Outcome(Tally(rows_out=len(steps)), extra)
+    return Outcome(Tally(rows_out=len(steps)), extra, GpuSeconds(result.gpu_held_s, result.gpu_idle_s))

@@ -20,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dream_ray import files
+from dream_ray.pipeline.measures import count_paid
 from dream_ray.pipeline.payments import paid_before
 
 SAVE_EVERY_S = 1.0
@@ -52,6 +53,7 @@ class Ledger:
     async def add(self, usd: float) -> None:
         """A payment."""
         self._paid[self._stage] += usd
+        count_paid(self._stage, usd)
         if self._saving is None or self._saving.done():
             self._saving = asyncio.create_task(self._save_soon())
 

@@ -16,7 +16,8 @@ import logging
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy
@@ -29,7 +30,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
 from dream_ray.chat.protocol import ENDPOINT_SILENT
-from dream_ray.pipeline.marks import Counted, forget, take_over, write_mark
+from dream_ray.pipeline import measures
+from dream_ray.pipeline.marks import READERS, Counted, forget, take_over, write_mark
 from dream_ray.pipeline.store import StageRef
 from dream_ray.progress import Progress
 from dream_ray.records import ErrorRow, schema_of
@@ -124,11 +126,11 @@ class Tally:
 
 def part_rows(folder_uri: str) -> dict[str, int]:
     """Rows of each part of a folder, by name, from the files' footers."""
-    rows = {}
-    for path in files.list_files(folder_uri, ".parquet"):
-        filesystem = files.resolve(folder_uri)[0]
-        rows[path.rsplit("/", 1)[1].removesuffix(".parquet")] = pq.read_metadata(path, filesystem=filesystem).num_rows
-    return rows
+    filesystem = files.resolve(folder_uri)[0]
+    paths = files.list_files(folder_uri, ".parquet")
+    with ThreadPoolExecutor(READERS) as pool:
+        rows = pool.map(lambda path: pq.read_metadata(path, filesystem=filesystem).num_rows, paths)
+        return {path.rsplit("/", 1)[1].removesuffix(".parquet"): count for path, count in zip(paths, rows, strict=True)}
 
 
 def read_part(folder_uri: str, part: str) -> pa.Table | None:
@@ -153,6 +155,15 @@ def write_part(folder_uri: str, part: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     files.write_atomic(files.join(folder_uri, f"{part}.parquet"), buffer.getvalue())
+
+
+def leave_out(folder_uri: str, id_column: str, ids: Set[str]) -> None:
+    """Write the parts that hold some of these rows anew, without them; a part at a time."""
+    for part, (table,) in read_parts(folder_uri):
+        stays = pa.array([row_id not in ids for row_id in table[id_column].to_pylist()], pa.bool_())
+        kept = table.filter(stays)
+        if kept.num_rows < table.num_rows:
+            write_part(folder_uri, part, kept)
 
 
 def _unnest(column: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
@@ -228,10 +239,13 @@ def run_pass(
         dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
         dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
         counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
+        measures.show_waiting(name, sum(item.rows for item in left))
         try:
             for row in counted.iter_rows():
                 item = json.loads(row["counted"])
                 tallies[item["key"]].add(item)
+                measures.count_rows(item["key"], item["rows_out"], item["failures"])
+                measures.count_tokens(item["key"], item["prompt_tokens"], item["completion_tokens"])
                 progress.show(tallies.values(), _through(targets, tallies))
         except ExecutionTimeoutError:
             seconds = ray.data.DataContext.get_current().execution_no_progress_timeout_s
@@ -240,6 +254,8 @@ def run_pass(
                 "or a cluster without room for the actors. Look at `ray status` and the actors' logs. What was finished is "
                 "kept; the same command goes on from there."
             ) from None
+        finally:
+            measures.show_waiting(name, 0)
     try:
         settle(targets, tallies, max_failure_rate)
     except BudgetReached:
@@ -318,10 +334,16 @@ def _check_ids(target: Target, tally: Tally) -> None:
         return
     id_column = schema_of(target.record_type).names[0]
     filesystem = files.resolve(target.ref.data_uri)[0]
-    # A file at a time and 8 bytes an id: of a million rows the driver holds 8 MB here.
+
+    def hashes(path: str) -> "array[int]":
+        column = pq.read_table(path, columns=[id_column], filesystem=filesystem, use_threads=False)[id_column]
+        return array("q", map(hash, column.to_pylist()))
+
+    # 8 bytes an id: of a million rows the driver holds 8 MB here.
     ids = array("q")
-    for path in paths:
-        ids.extend(map(hash, pq.read_table(path, columns=[id_column], filesystem=filesystem)[id_column].to_pylist()))
+    with ThreadPoolExecutor(READERS) as pool:
+        for found in pool.map(hashes, paths):
+            ids.extend(found)
     distinct = len(numpy.unique(numpy.frombuffer(ids, dtype="int64")))
     if len(ids) != tally.rows_out or distinct != len(ids):
         raise RowsLost(
@@ -364,6 +386,7 @@ class _Progress:
         self._last = now
         rate = (done - self._before) / max(now - self._start, 1e-9)
         left = (self._expected - done) / rate if rate else float("inf")
+        measures.show_waiting(self._name, self._expected - done)
         failures = sum((tally.failures for tally in tallies), Counter[str]())
         log.info(
             "%s: %d of %d rows, %.1f rows/s, %.0f s to go, %d failed",

@@ -248,6 +248,8 @@ def _stage_row(done: Done) -> StageRow:
         peak_memory_bytes=manifest.peak_memory_bytes,
         cached_tokens=manifest.cached_tokens,
         paid_usd=manifest.paid_usd,
+        gpu_held_s=manifest.gpu_held_s,
+        gpu_idle_s=manifest.gpu_idle_s,
     )
 
 

@@ -24,6 +24,7 @@ from dream_ray.chat.factory import ChatServices
 from dream_ray.chat.meter import cost_usd
 from dream_ray.config import Config, ConfigError
 from dream_ray.engine.engine import EngineError
+from dream_ray.pipeline.gpu_time import NO_GPU, GpuSeconds, GpuTeller, engines_hold_gpus, start_book
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
 from dream_ray.pipeline.nodes import total_resources, wait_for_nodes
@@ -49,10 +50,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's work gives for its manifest."""
+    """What a stage's work gives for its manifest; `gpus` are those of processes that do not tell the book."""
 
     tally: Tally
     extra: Mapping[str, Any] = field(default_factory=dict)
+    gpus: GpuSeconds = NO_GPU
 
 
 class Run:
@@ -75,12 +77,23 @@ class Run:
         return start_ledger(ledger_uri(self.store.uri), self.config.budget.max_cost_usd)
 
     @cached_property
+    def gpu_book(self) -> Any | None:
+        """The actor that adds up what the engines' GPUs do; None where no engine has one. Needs Ray."""
+        return start_book() if engines_hold_gpus(self.config) else None
+
+    @cached_property
+    def gpus(self) -> GpuTeller | None:
+        """What this run's engines are given to tell the book."""
+        return None if self.gpu_book is None else GpuTeller(self.gpu_book)
+
+    @cached_property
     def services(self) -> ChatServices:
         """What this run's chat models are given."""
         return ChatServices(
             templates=self.plans.templates,
             cache_uri=cache_uri(self.config, self.store.uri),
             meter=None if self.ledger is None else LedgerMeter(self.ledger),
+            gpus=self.gpus,
         )
 
     @cached_property
@@ -143,6 +156,8 @@ class Run:
         log.info("%s: started", ", ".join(keys), extra={"stages": {plan.ref.key: plan.ref.uri for plan in plans}})
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
+        if self.gpu_book is not None:
+            ray.get(self.gpu_book.begin.remote(", ".join(keys)))
         files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
         wait_for_nodes(", ".join(keys), needs, self.config.cluster.wait_for_nodes_s)
         start = time.monotonic()
@@ -156,12 +171,14 @@ class Run:
         seconds = time.monotonic() - start
         files.delete_folder(self.store.in_flight_uri)
         paid_usd = 0.0 if self.ledger is None else ray.get(self.ledger.end.remote())
+        told = NO_GPU if self.gpu_book is None else ray.get(self.gpu_book.end.remote())
+        gpus = sum((outcome.gpus for outcome in outcomes.values()), told)
         done = []
         for plan in plans:
             if plan.ref.key not in outcomes:
                 continue
             together = tuple(key for key in keys if key != plan.ref.key and key in outcomes)
-            manifest = self._manifest(plan, outcomes[plan.ref.key], seconds, memory.bytes, paid_usd, together)
+            manifest = self._manifest(plan, outcomes[plan.ref.key], seconds, memory.bytes, paid_usd, gpus, together)
             self.store.finish(plan.ref, manifest)
             numbers = manifest.rows_out, manifest.failed, seconds
             log.info("%s: %d rows, %d failed, %.0f s", plan.ref.key, *numbers, extra={"stages": {}})
@@ -193,6 +210,7 @@ class Run:
         seconds: float,
         peak_memory: int | None,
         paid_usd: float,
+        gpus: GpuSeconds,
         passed_with: tuple[str, ...],
     ) -> Manifest:
         tally = outcome.tally
@@ -212,6 +230,8 @@ class Run:
             cost_usd=cost_usd(plan.price, tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens),
             paid_usd=paid_usd,
             seconds=seconds,
+            gpu_held_s=gpus.held,
+            gpu_idle_s=gpus.idle,
             peak_memory_bytes=peak_memory,
             finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             libraries=self.libraries,

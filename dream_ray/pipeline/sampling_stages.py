@@ -18,7 +18,7 @@ import ray.data
 
 from dream_ray.config import Config
 from dream_ray.evaluate.metrics import policy_metrics
-from dream_ray.feedback.client import JudgeActor
+from dream_ray.feedback.client import PARTS_AT_ONCE, JudgeActor
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline import placement
 from dream_ray.pipeline.data_stages import WITH_OBSERVATIONS, join_observations, labelled
@@ -138,7 +138,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
     """The operator that samples answers to SampleRequest rows from a base model and its adapters."""
     config = run.config
     student = config.student.model_copy(update={"model": model})
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         Guarded,
         fn_constructor_args=(
             run.store.in_flight_uri,
@@ -147,6 +147,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
             config.rollout,
             config.lora.rank,
             config.images,
+            run.gpus,
         ),
         batch_format="pyarrow",
         batch_size=None,
@@ -162,7 +163,9 @@ def _judged(dataset: ray.data.Dataset, config: Config, url: str) -> ray.data.Dat
         fn_constructor_args=(url, config.judge),
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=config.judge.most_replicas, max_concurrent_calls_per_actor=PARTS_AT_ONCE
+        ),
     )
 
 

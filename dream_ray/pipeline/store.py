@@ -62,9 +62,10 @@ class Manifest:
 
     `rows_in` = `rows_out` + `failed` for stages that map row to row. `failures` counts reasons. `seconds` is wall time,
     `peak_memory_bytes` what all processes held at most in it (None on a cluster that the driver joined);
-    `passed_with` names stages that ran in the same pass and share its seconds and payments. `chat` names the teacher or
-    judge. Tokens and `cost_usd`, their price, are those of the rows, whether the replies were paid for or came from the
-    response cache; `paid_usd` is what the attempt that finished the stage really paid during the pass.
+    `gpu_held_s` are seconds times GPUs that engines and training held in it, `gpu_idle_s` those of them without work.
+    `passed_with` names stages that ran in the same pass and share its seconds, GPU seconds and payments. `chat` names the
+    teacher or judge. Tokens and `cost_usd`, their price, are those of the rows, whether the replies were paid for or came
+    from the response cache; `paid_usd` is what the attempt that finished the stage really paid during the pass.
     """
 
     stage: str
@@ -86,6 +87,8 @@ class Manifest:
     peak_memory_bytes: int | None = None
     cached_tokens: int = 0
     paid_usd: float = 0.0
+    gpu_held_s: float = 0.0
+    gpu_idle_s: float = 0.0
     passed_with: tuple[str, ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 

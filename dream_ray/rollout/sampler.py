@@ -33,6 +33,7 @@ from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.scratch import ScratchFolder
+from dream_ray.stopwatch import GpuWatch, Stopwatch
 from dream_ray.student import StudentReader, Unreadable
 from dream_ray.train.policy import Policy, fetch_folder, fetch_model, merge_adapter
 
@@ -95,8 +96,16 @@ def sampler_arguments(rollout: RolloutConfig) -> dict[str, Any]:
 class Sampler:
     """Ray Data actor class (batch_format="pyarrow"); see the module's contract."""
 
-    def __init__(self, student: StudentConfig, rollout: RolloutConfig, lora_rank: int, images: ImageConfig):
+    def __init__(
+        self,
+        student: StudentConfig,
+        rollout: RolloutConfig,
+        lora_rank: int,
+        images: ImageConfig,
+        gpus: GpuWatch | None = None,
+    ):
         """Prepare; the engine starts with the first batch, on the weights that this batch needs."""
+        self._worked = gpus.watch() if gpus else Stopwatch()
         self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
         self._folder = ScratchFolder("sampler")
         self._model = str(fetch_model(student.model))
@@ -183,7 +192,7 @@ class Sampler:
                 Policy("merged", self._model, weights), f"{self._merged}/model", dtype=self._rollout.dtype
             )
         arguments = engine_arguments(self._student, self._rollout, self._lora_rank, model)
-        self._engine = Engine(arguments, self._rollout.engine_timeout_s)
+        self._engine = Engine(arguments, self._rollout.engine_timeout_s, self._worked)
         self._weights = weights
 
     def _load(self, request: SampleRequest) -> "tuple[Image, ...] | Rejected":

@@ -24,6 +24,7 @@ from dream_ray.config import ClusterConfig, ConfigError, TrainConfig
 from dream_ray.images import BadImage
 from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
+from dream_ray.stopwatch import Stopwatch
 from dream_ray.train.data import TrainingBroken
 from dream_ray.train.policy import store_folder
 from dream_ray.train.scaling import (
@@ -69,7 +70,8 @@ class TrainResult:
 
     `tokens` counts the non-padding tokens of all batches that were trained on, of all workers. `stopped` says why the
     training ended before its time, with the weights after `steps` steps; "" where it did not. `skipped` counts the rows
-    that were left out, by reason.
+    that were left out, by reason. `gpu_held_s` are seconds times the workers' GPUs, `gpu_idle_s` those of them before and
+    after the training itself.
     """
 
     adapter: str
@@ -81,6 +83,8 @@ class TrainResult:
     tokens: int
     stopped: str = ""
     skipped: Mapping[str, int] = field(default_factory=dict)
+    gpu_held_s: float = 0.0
+    gpu_idle_s: float = 0.0
 
 
 def check_reporters(train: TrainConfig) -> None:
@@ -186,6 +190,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     from dream_ray.train.numbers import EngineNumbers, reporters
 
     train: TrainConfig = config["train"]
+    begun, trained = time.monotonic(), Stopwatch()
     logging.getLogger("dream_ray").setLevel(logging.INFO)
     context = ray.train.get_context()
     if not train.use_gpu:
@@ -204,6 +209,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         steps = _planned_steps(len(trainer.train_dataset), train)
         trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
         checkpoint = ray.train.get_checkpoint()
+        trained.run(True)
         try:
             if checkpoint is None:
                 trainer.train()
@@ -217,6 +223,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             if context.get_world_size() > 1:  # the others wait for this one and have to be ended with it
                 raise TrainingBroken(_no_memory(train, error)) from error
             return {"broken": _no_memory(train, error)}
+        trained.run(False)
         ends = [it for it in trainer.callback_handler.callbacks if isinstance(it, EarlyEnd) and it.reason]
         if not_finite := [end.reason for end in ends if isinstance(end, FiniteWatch)]:
             return {"broken": NOT_FINITE.format(reason=not_finite[0])}
@@ -229,6 +236,8 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         store_folder(folder, files.join(config["output"], "adapter"))
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     collapsed = next((end for end in ends if isinstance(end, CollapseWatch)), None)
+    gpus = context.get_world_size() if train.use_gpu else 0
+    held = time.monotonic() - begun
     return {
         "steps": collapsed.good_step if collapsed else trainer.state.global_step,
         "examples": len(trainer.train_dataset),
@@ -236,6 +245,8 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         "history": history,
         "tokens": int(max(entry.get("num_tokens", 0) for entry in history)),
         "stopped": collapsed.reason if collapsed else "",
+        "gpu_held_s": gpus * held,
+        "gpu_idle_s": gpus * (held - trained.seconds),
     }
 
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from dream_ray.feedback import measures
+from dream_ray.pipeline.measures import NAMES
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "cluster" / "grafana"
-OWN = {f"ray_{measures.ITEMS}", f"ray_{measures.SECONDS}_bucket"}
+OWN = {f"ray_{measures.ITEMS}", f"ray_{measures.SECONDS}_bucket"} | {f"ray_{name}" for name in NAMES}
 METRIC = re.compile(r"\b(?:ray|autoscaler)_[a-z0-9_]+\b")
 
 
@@ -47,10 +48,16 @@ def test_every_metric_exists() -> None:
     assert named >= OWN
 
 
+def test_the_page_names_every_metric_of_ours() -> None:
+    page = (REPOSITORY / "docs" / "monitoring.md").read_text()
+    told = set(METRIC.findall(page))
+    assert told >= {name.removesuffix("_bucket") for name in OWN}
+
+
 def test_expressions_are_promql() -> None:
     parser = pytest.importorskip("promql_parser")
     for expression in expressions():
-        parser.parse(expression.replace("$session", ".*"))
+        parser.parse(expression.replace("$session", ".*").replace("$__range", "1h"))
     with pytest.raises(ValueError, match=r"."):
         parser.parse("sum(rate(ray_tasks[5m])")
 
@@ -72,7 +79,7 @@ def test_panels_have_a_place_each() -> None:
         taken |= cells
     variables = {f"${item['name']}" for item in board["templating"]["list"]}
     assert variables >= set(
-        re.findall(r"\$\w+", " ".join(target["expr"] for p in panels for target in p.get("targets", ())))
+        re.findall(r"\$(?!__)\w+", " ".join(target["expr"] for p in panels for target in p.get("targets", ())))
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from dream_ray.engine import engine as module
 from dream_ray.engine.engine import Engine, EngineDied, EngineError, Query
+from dream_ray.stopwatch import Stopwatch
 
 
 class Faulty:
@@ -68,6 +69,22 @@ def test_what_breaks_the_engine_fails_what_is_in_it_and_what_comes(faulty: Fault
         with pytest.raises(EngineDied, match="RuntimeError: an illegal memory access"):
             answer.result(5)
     engine.close()
+
+
+def test_an_engine_works_while_something_is_in_it(faulty: Faulty) -> None:
+    worked = Stopwatch()
+    engine = Engine({}, timeout_s=60, worked=worked)
+    time.sleep(0.1)
+    assert worked.seconds == 0.0
+    waiting = engine.submit([query("hangs")])[0]
+    time.sleep(0.2)
+    faulty.released.set()
+    assert waiting.result(5).prompt == "hangs"
+    engine.close()
+    done = worked.seconds
+    assert 0.15 < done < 5
+    time.sleep(0.05)
+    assert worked.seconds == done
 
 
 def test_an_engine_that_broke_says_so_and_not_what_it_was_asked(faulty: Faulty) -> None:

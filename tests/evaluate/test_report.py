@@ -220,6 +220,20 @@ def test_memory_has_a_column_only_where_it_was_measured(report_data: ReportData)
     assert "peak memory" in build_report(report_data)
 
 
+def test_gpu_time_has_columns_only_where_gpus_were_held(report_data: ReportData) -> None:
+    assert "GPU time" not in build_report(report_data)
+    held = {"round-1/rollout": (7200.0, 360.0), "round-1/judge": (7200.0, 360.0), "sft": (100.0, 50.0)}
+    rows = tuple(
+        dataclasses.replace(row, gpu_held_s=held[row.key][0], gpu_idle_s=held[row.key][1]) if row.key in held else row
+        for row in report_data.stages
+    )
+    text = Page(build_report(dataclasses.replace(report_data, stages=rows))).text(concealed=False)
+    assert "2 h 00 min 6 min 00 s 5%" in text
+    assert "1 min 40 s 50.0 s 50%" in text
+    assert "2 h 01 min 6 min 50 s 6%" in text  # the pass of rollout and judge once
+    assert "\N{EN DASH} \N{EN DASH}" in text  # a stage without GPUs
+
+
 def test_a_run_without_rounds_pairs_and_caveats_has_no_empty_sections(report_data: ReportData) -> None:
     metrics = tuple(row for row in report_data.metrics if row.policy in ("base", "policy-0"))
     stage = StageRow("ingest", 0, 0, 0, {}, 0, 0, 0.0, 0.0, (), None)
