@@ -31,6 +31,7 @@ from dream_ray.config import ConfigError, OpenAIConfig
 from dream_ray.images import BadImage
 from dream_ray.prompts import Templates
 
+CALM_BACKOFF_S = 0.05
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 """A retry waits a random time between 0 and FIRST_BACKOFF_S * 2 ** earlier retries, at most the longest (full jitter)."""
 
@@ -141,8 +142,7 @@ class OpenAIChat:
                 self._silence.broken()
                 return _reply(outcome, attempts)
             if outcome.again:
-                wait = random.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**retries))
-                wait += outcome.retry_after or 0
+                wait = self._backoff(outcome, retries)
                 obstacle = self._obstacle(wait, deadline)
                 retries += 1
             else:
@@ -155,6 +155,15 @@ class OpenAIChat:
                     self._silence.timed_out(deadline - self._config.timeout_s, time.monotonic())
                 detail = f"{outcome.detail}; {obstacle}" if outcome.again else outcome.detail
                 return ChatReply(None, outcome.reason, detail, attempts=attempts)
+
+    def _backoff(self, failure: _Failure, retries: int) -> float:
+        """Seconds until the next call of a question that was called again `retries` times before."""
+        asked_for = failure.retry_after or 0.0
+        if self._limit.fails_most:
+            return asked_for + _jitter(FIRST_BACKOFF_S, retries)
+        if failure.load is Load.REFUSED:
+            return asked_for + _jitter(FIRST_BACKOFF_S, 0 if asked_for else retries)
+        return asked_for + _jitter(CALM_BACKOFF_S, retries)
 
     def _unasked(self) -> ChatReply:
         config = self._config
@@ -191,12 +200,12 @@ class OpenAIChat:
         rest = 0.0
         try:
             outcome = await self._send(arguments, deadline)
-            now = time.monotonic()
+            now, others = time.monotonic(), self._gate.in_flight - 1
             match outcome:
                 case _Failure(load=Load.REFUSED):
-                    rest = self._limit.refused(started, now, outcome.retry_after)
+                    rest = self._limit.refused(started, now, others, outcome.retry_after)
                 case _Failure(load=Load.BROKE):
-                    rest = self._limit.broke(started, now)
+                    rest = self._limit.broke(started, now, others)
                 case _Failure():
                     self._limit.failed(started, now)
                 case _:
@@ -336,6 +345,10 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
         except ValueError:
             return None
     return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _jitter(first: float, retries: int) -> float:
+    return random.uniform(0, min(LONGEST_BACKOFF_S, first * 2**retries))
 
 
 def _short(message: object) -> str:
