@@ -1,11 +1,13 @@
-"""How many calls an endpoint gets at once, and how many retries it is worth.
+"""How many calls an endpoint gets at once, and when it gets none.
 
-Contract: `AdaptiveLimit`, `RetryBudget` and `Silence` are pure state machines: they own no task, no client and no clock;
+Contract: `AdaptiveLimit` and `Silence` are pure state machines: they own no task, no client and no clock;
 whoever makes the calls tells them how each one ended and when. `Gate` is the thin asynchronous door in front of the calls.
 
 The limit follows TCP (RFC 5681): slow start doubles it with each window of outcomes until the endpoint pushes back, after
-that it climbs by a tenth, and overload lowers it by the share of calls that came to nothing (as DCTCP does, RFC 8257: what
-is left is what the endpoint served), at most by half and at most once per window.
+that it climbs by a tenth, and overload lowers it, at most by half and at most once per window. Other than TCP it need not
+wait for the first answers, which take seconds: an overloaded endpoint refuses within milliseconds, so the limit opens a
+little every moment while questions wait and few are refused. Nor need it guess how far to go down: calls that were out when
+others were refused are what the endpoint bears.
 
 What overload is: calls that the endpoint refuses by its own word, as AWS's SDKs and Netflix's concurrency-limits have it. A
 call that broke (500, time-out, broken connection) says less: a lower limit is tried, and taken back where the share of
@@ -24,8 +26,7 @@ START = 16
 """Calls in flight before anything is known of the endpoint."""
 
 OPENING, STEP_S = 1.25, 0.1
-"""Until the first window is full the limit grows by this factor this often while questions wait: an endpoint that is
-overloaded says so at once, and one that answers after seconds need not be waited for."""
+"""Until the first window ends, the limit grows by this factor this often while questions wait."""
 
 MIN_WINDOW = 16
 """Outcomes of the smallest window; a window is about one call per slot."""
@@ -42,10 +43,11 @@ DOWN = 0.5
 CLIMB = 0.1
 """Growth per clear window once slow start is over."""
 
-MOST = 0.6
+REFUSES_MOST = 0.6
+"""Share of refused calls that halves the limit: so many come from a burst, beside which all the others were out, too."""
 
 MARGIN = 0.05
-"""Share of refused calls that a decrease leaves: an endpoint that is never refused is not used to the full."""
+"""Share of broken calls that a decrease leaves: an endpoint that never breaks one is not used to the full."""
 
 PLATEAU = 8
 """Windows between a decrease and the next climb, so that the endpoint's bound is not run into all the time."""
@@ -157,17 +159,17 @@ class AdaptiveLimit:
         self._borne += borne
         size = max(MIN_WINDOW, self._limit)
         if self._opening and max(self._refused, self._broken) > _bound(size) * size:
-            self._count = max(self._count, round(size))  # what is out still cannot change the verdict
+            self._count = max(self._count, round(size))  # what is still out cannot change the verdict
         if self._count < size:
             return
         self._opening = False
         bound = _bound(self._count)
         refused_share, broken_share = self._refused / self._count, self._broken / self._count
-        borne = self._borne / max(1, self._refused)
+        borne = self._borne / max(1, self._refused)  # on average: one refused by chance says little
         self._count = self._refused = self._broken = self._borne = 0
         self._judge_trial(broken_share)
         if refused_share > bound:
-            self._lower(0.5 if refused_share > MOST else borne / self._limit, now)
+            self._lower(0.5 if refused_share > REFUSES_MOST else borne / self._limit, now)
         elif broken_share - self._unrelieved > bound:
             self._tried = _Trial(self._limit, self._threshold, broken_share)
             self._lower(1 - broken_share + MARGIN, now)
@@ -192,6 +194,7 @@ class AdaptiveLimit:
             self._plateau = 0
 
     def _lower(self, left: float, now: float) -> None:
+        """Go down to this share of the limit."""
         # One crisis takes several decreases; slow start is to lead back to where the first of them began.
         if not self._in_decrease:
             self._threshold = self._limit / 2
@@ -204,33 +207,6 @@ class AdaptiveLimit:
 def _bound(outcomes: float) -> float:
     """The share that is let pass of so many outcomes: one standard deviation more, so that few pass it by chance."""
     return TOLERATED + math.sqrt(TOLERATED * (1 - TOLERATED) / outcomes)
-
-
-class RetryBudget:
-    """Retries as a share of the questions asked, as Finagle's and gRPC's retry throttling have it.
-
-    Each question pays in `ratio`, each retry takes out 1. The account starts as if `AT_START` questions had been asked and
-    holds what `AT_MOST` pay in, so that a long good time does not pay for hammering an endpoint that then goes down. The
-    start pays for the calls that slow start has refused when it finds the endpoint's bound.
-    """
-
-    AT_START = 64
-    AT_MOST = 200
-
-    def __init__(self, ratio: float):
-        self._ratio = ratio
-        self._balance = self.AT_START * ratio
-
-    def asked(self) -> None:
-        """A question was asked for the first time."""
-        self._balance = min(self._balance + self._ratio, self.AT_MOST * self._ratio)
-
-    def take(self) -> bool:
-        """True where one more retry may be made; it is then spent."""
-        if self._balance < 1:
-            return False
-        self._balance -= 1
-        return True
 
 
 class Silence:

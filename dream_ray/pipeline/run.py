@@ -22,13 +22,14 @@ from ray.exceptions import RayTaskError
 from dream_ray import files
 from dream_ray.chat.factory import ChatServices
 from dream_ray.chat.meter import cost_usd
-from dream_ray.config import Config, ConfigError
+from dream_ray.config import Config, ConfigError, OpenAIConfig
 from dream_ray.engine.engine import EngineError
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
 from dream_ray.pipeline.memory import PeakMemory
 from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, StageFailed, Tally
 from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
 from dream_ray.pipeline.plans import Plan, Planner
+from dream_ray.pipeline.retries import SharedRetries, start_retries
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,19 @@ class Run:
         return start_ledger(ledger_uri(self.store.uri), self.config.budget.max_cost_usd)
 
     @cached_property
+    def retries(self) -> Any | None:
+        """The actor that grants the retries of a stage; None where no endpoint is asked. Needs Ray."""
+        chats = self.config.teacher.chat, self.config.judge.chat
+        return start_retries() if any(isinstance(chat, OpenAIConfig) for chat in chats) else None
+
+    @cached_property
     def services(self) -> ChatServices:
         """What this run's chat models are given."""
         return ChatServices(
             templates=self.plans.templates,
             cache_uri=cache_uri(self.config, self.store.uri),
             meter=None if self.ledger is None else LedgerMeter(self.ledger),
+            retries=None if self.retries is None else SharedRetries(self.retries),
         )
 
     def require_budget(self) -> None:
@@ -127,6 +135,8 @@ class Run:
         log.info("%s: started", ", ".join(keys), extra={"stages": {plan.ref.key: plan.ref.uri for plan in plans}})
         if self.ledger is not None:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
+        if self.retries is not None:
+            ray.get(self.retries.begin.remote())
         files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
         start = time.monotonic()
         stopped = None

@@ -1,4 +1,4 @@
-"""The limit and the budget as pure machines, on a clock of the test's own, and the gate in front of real tasks."""
+"""The limit as a pure machine, on a clock of the test's own, and the gate in front of real tasks."""
 
 import asyncio
 import heapq
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
+from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, Silence
 
 
 def simulate(
@@ -152,18 +152,6 @@ def test_a_pause_holds_all_back_only_where_most_are_refused() -> None:
     for _ in range(5):
         limit.refused(0.0, 1.0, others=0, retry_after=5)
     assert limit.held_until == 6.0
-
-
-def test_the_budget_is_a_share_of_the_questions() -> None:
-    budget = RetryBudget(0.5)
-    assert sum(budget.take() for _ in range(100)) == RetryBudget.AT_START * 0.5
-    for _ in range(10):
-        budget.asked()
-    assert [budget.take() for _ in range(6)] == [True] * 5 + [False]
-    for _ in range(10_000):
-        budget.asked()
-    assert sum(budget.take() for _ in range(1000)) == RetryBudget.AT_MOST * 0.5
-    assert not RetryBudget(0.0).take()
 
 
 def test_deadlines_one_after_the_other_without_an_answer_are_silence() -> None:
