@@ -93,7 +93,7 @@ def ceilings(share: float) -> tuple[float, float]:
 
 def measure(arguments: argparse.Namespace, script: Script, fixed: int | None) -> Rates:
     """Ask all questions once."""
-    with OpenAIServer(script, arguments.latency, arguments.capacity) as server:
+    with OpenAIServer(script, arguments.latency, arguments.spread, arguments.capacity) as server:
         chat = client(server, fixed)
         started = time.perf_counter()
         replies = asyncio.run(ask_all(chat, arguments.questions))
@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--latency", type=float, default=2.0, help="seconds that the server takes for a call")
+    parser.add_argument("--spread", type=float, default=0.3, help="share of that by which calls take more or less")
     parser.add_argument("--capacity", type=int, default=32, help="calls that the server bears at once")
     parser.add_argument("--faults", type=float, default=0.3, help="share of calls that fail in the last part")
     parser.add_argument("--repetitions", type=int, default=3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dream_ray.chat.meter import Meter, MeteredChat
 from dream_ray.chat.protocol import ChatModel
+from dream_ray.chat.retry import Retries
 from dream_ray.config import ChatConfig, OpenAIConfig, RulesConfig, VllmConfig
 from dream_ray.engine.settings import actor_options
 from dream_ray.prompts import Templates
@@ -18,15 +19,18 @@ from dream_ray.stopwatch import GpuWatch
 
 @dataclass(frozen=True)
 class ChatServices:
-    """What a run gives to its chat models: the prompts' wording, where replies are kept, who counts the money and the GPUs.
+    """What a run gives to its chat models: the prompts' wording, where replies are kept, who counts the money and the GPUs, and
+    who grants retries.
 
-    It travels to actors and replicas. No cache, no meter and no watch where they are None.
+    It travels to actors and replicas. No cache, no meter and no watch where they are None, and retries that each client
+    grants itself.
     """
 
     templates: Templates
     cache_uri: str | None = None
     meter: Meter | None = None
     gpus: GpuWatch | None = None
+    retries: Retries | None = None
 
 
 def chat_name(config: ChatConfig) -> str:
@@ -73,7 +77,9 @@ def make_chat(config: ChatConfig, services: ChatServices) -> ChatModel:
         case OpenAIConfig():
             from dream_ray.chat.openai_chat import OpenAIChat
 
-            endpoint = OpenAIChat(config, services.templates)
+            where, ratio = f"{config.model} at {config.base_url}", config.max_retry_ratio
+            budget = None if services.retries is None else services.retries.budget(where, ratio)
+            endpoint = OpenAIChat(config, services.templates, budget)
             chat: ChatModel = MeteredChat(endpoint, config.price, services.meter, config.max_concurrency)
         case VllmConfig():
             from dream_ray.chat.vllm_chat import VllmChat

@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import os
-import random
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -23,16 +22,14 @@ import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 
-from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
+from dream_ray.chat.concurrency import AdaptiveLimit, Gate, HeldBack, Silence
 from dream_ray.chat.encode import data_uri
 from dream_ray.chat.forms import dialogue, form_of
 from dream_ray.chat.protocol import ENDPOINT_SILENT, ChatReply, ChatRequest
+from dream_ray.chat.retry import Budget, RetryBudget, backoff_s
 from dream_ray.config import ConfigError, OpenAIConfig
 from dream_ray.images import BadImage
 from dream_ray.prompts import Templates
-
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
-"""A retry waits a random time between 0 and FIRST_BACKOFF_S * 2 ** earlier retries, at most the longest (full jitter)."""
 
 REFUSALS = (429, 503, 529)
 """Statuses by which an endpoint, or a proxy before it, says that it has too much to do; 529 is Anthropic's."""
@@ -72,8 +69,11 @@ class _Failure:
 class OpenAIChat:
     """See the module's contract."""
 
-    def __init__(self, config: OpenAIConfig, templates: Templates):
-        """Reads the key from the environment. Raises ConfigError where the variable is not set."""
+    def __init__(self, config: OpenAIConfig, templates: Templates, budget: Budget | None = None):
+        """Reads the key from the environment. Raises ConfigError where the variable is not set.
+
+        `budget` grants the retries; without one the client has its own.
+        """
         self._config, self._templates = config, templates
         key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
         if config.api_key_env and not key:
@@ -88,7 +88,7 @@ class OpenAIChat:
         )
         self._limit = AdaptiveLimit(config.max_concurrency)
         self._gate = Gate(self._limit, config.timeout_s)
-        self._budget = RetryBudget(config.max_retry_ratio)
+        self._budget = budget or RetryBudget(config.max_retry_ratio)
         self._silence = Silence(config.silent_deadlines, config.timeout_s)
         self._structured = config.structured
         self._length_name = "max_tokens"
@@ -141,9 +141,8 @@ class OpenAIChat:
                 self._silence.broken()
                 return _reply(outcome, attempts)
             if outcome.again:
-                wait = random.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**retries))
-                wait += outcome.retry_after or 0
-                obstacle = self._obstacle(wait, deadline)
+                wait = backoff_s(retries, outcome.load is Load.REFUSED, outcome.retry_after, self._limit.fails_most)
+                obstacle = await self._obstacle(wait, deadline)
                 retries += 1
             else:
                 wait, obstacle = 0.0, "" if outcome.conceded else "no retry helps"
@@ -166,11 +165,11 @@ class OpenAIChat:
             attempts=0,
         )
 
-    def _obstacle(self, wait: float, deadline: float) -> str:
+    async def _obstacle(self, wait: float, deadline: float) -> str:
         """Why there is no retry after `wait` seconds, or nothing; it is paid for then."""
         if time.monotonic() + wait >= deadline:
             return f"no time for a retry within timeout_s ({self._config.timeout_s:g})"
-        if not self._budget.take():
+        if not await self._budget.take():
             return f"the retry budget (max_retry_ratio {self._config.max_retry_ratio:g}) is spent"
         return ""
 
@@ -191,12 +190,12 @@ class OpenAIChat:
         rest = 0.0
         try:
             outcome = await self._send(arguments, deadline)
-            now = time.monotonic()
+            now, others = time.monotonic(), self._gate.in_flight - 1
             match outcome:
                 case _Failure(load=Load.REFUSED):
-                    rest = self._limit.refused(started, now, outcome.retry_after)
+                    rest = self._limit.refused(started, now, others, outcome.retry_after)
                 case _Failure(load=Load.BROKE):
-                    rest = self._limit.broke(started, now)
+                    rest = self._limit.broke(started, now, others)
                 case _Failure():
                     self._limit.failed(started, now)
                 case _:

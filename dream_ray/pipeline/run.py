@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 from dream_ray import files
 from dream_ray.chat.factory import ChatServices
 from dream_ray.chat.meter import cost_usd
-from dream_ray.config import Config, ConfigError
+from dream_ray.config import Config, ConfigError, OpenAIConfig
 from dream_ray.engine.engine import EngineError
 from dream_ray.pipeline.gpu_time import NO_GPU, GpuSeconds, GpuTeller, engines_hold_gpus, start_book
 from dream_ray.pipeline.ledger import LedgerMeter, start_ledger
@@ -32,6 +32,7 @@ from dream_ray.pipeline.parts import BudgetReached, NotAllAsked, StageFailed, Ta
 from dream_ray.pipeline.payments import cache_uri, ledger_uri, run_is_paid
 from dream_ray.pipeline.placement import ONE_TASK, Bundle, Placement, place
 from dream_ray.pipeline.plans import Plan, Planner
+from dream_ray.pipeline.retries import SharedRetries, start_retries
 from dream_ray.pipeline.store import Manifest, RunStore, StageRef
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,12 @@ class Run:
         return None if self.gpu_book is None else GpuTeller(self.gpu_book)
 
     @cached_property
+    def retries(self) -> Any | None:
+        """The actor that grants the retries of a stage; None where no endpoint is asked. Needs Ray."""
+        chats = self.config.teacher.chat, self.config.judge.chat
+        return start_retries() if any(isinstance(chat, OpenAIConfig) for chat in chats) else None
+
+    @cached_property
     def services(self) -> ChatServices:
         """What this run's chat models are given."""
         return ChatServices(
@@ -94,6 +101,7 @@ class Run:
             cache_uri=cache_uri(self.config, self.store.uri),
             meter=None if self.ledger is None else LedgerMeter(self.ledger),
             gpus=self.gpus,
+            retries=None if self.retries is None else SharedRetries(self.retries),
         )
 
     @cached_property
@@ -158,6 +166,8 @@ class Run:
             ray.get(self.ledger.begin.remote(", ".join(plan.ref.key for plan in plans if plan.chat) or keys[0]))
         if self.gpu_book is not None:
             ray.get(self.gpu_book.begin.remote(", ".join(keys)))
+        if self.retries is not None:
+            ray.get(self.retries.begin.remote())
         files.delete_folder(self.store.in_flight_uri)  # of a killed driver, whose actors died with it
         wait_for_nodes(", ".join(keys), needs, self.config.cluster.wait_for_nodes_s)
         start = time.monotonic()

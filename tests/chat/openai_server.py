@@ -90,11 +90,13 @@ class Call:
 @dataclass
 class OpenAIServer:
     """See the module's contract. `capacity`: calls served at once; more are refused with 429. `served`: calls that it worked on
-    for `latency_s`, whatever came of their reply. `answer(question, body)` is what it says in place of the score."""
+    for `latency_s`, whatever came of their reply; each took up to the share `spread` of it more or less, the same call the
+    same in every run. `answer(question, body)` is what it says in place of the score."""
 
     script: Script = field(default_factory=first)
     answer: Callable[[int, dict[str, Any]], str] | None = None
     latency_s: float = 0.0
+    spread: float = 0.0
     capacity: int | None = None
     retry_after: str | None = "0.2"
     calls: list[Call] = field(default_factory=list)
@@ -169,11 +171,13 @@ class OpenAIServer:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            return await self._act(fault, call, reader, writer)
+            return await self._act(fault, call, earlier, reader, writer)
         finally:
             self._at_once -= 1
 
-    async def _act(self, fault: Fault, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _act(
+        self, fault: Fault, call: Call, earlier: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         question, headers, body = call.question, call.headers, call.body
         match fault:
             case Fault.RATE_LIMITED:
@@ -201,7 +205,7 @@ class OpenAIServer:
             case Fault.RESET:
                 writer.transport.abort()
                 return False
-        await asyncio.sleep(self.latency_s)
+        await asyncio.sleep(self.latency_s * (1 + self.spread * random.Random(f"{question}-{earlier}").uniform(-1, 1)))
         self.served += 1
         answer = None if self.answer is None else self.answer(question, body)
         content = json.dumps(_completion(fault, question, body, answer))

@@ -1,4 +1,4 @@
-"""The limit and the budget as pure machines, on a clock of the test's own, and the gate in front of real tasks."""
+"""The limit as a pure machine, on a clock of the test's own, and the gate in front of real tasks."""
 
 import asyncio
 import heapq
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, RetryBudget, Silence
+from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, Silence
 
 
 def simulate(
@@ -30,7 +30,7 @@ def simulate(
     now, in_flight, refused = start, 0, 0
     events: list[tuple[float, int, float, bool, bool]] = []
     history: list[int] = []
-    serving = number = 0
+    serving = number = out = 0
     while len(history) < calls:
         while in_flight < limit.limit:
             room = serving < capacity
@@ -38,6 +38,7 @@ def simulate(
             refused += not room
             took = service_s * dice.uniform(0.7, 1.3) if fine else 0.01 * service_s
             serving += room
+            out += 1
             heapq.heappush(events, (now + took, number, now, fine, room))
             number += 1
             in_flight += 1
@@ -46,12 +47,13 @@ def simulate(
             in_flight -= 1
             continue
         serving -= room
+        out -= 1
         history.append(limit.limit)
         if fine:
             limit.answered(started, now)
             in_flight -= 1
             continue
-        rest_s = limit.broke(started, now) if room or breaks else limit.refused(started, now)
+        rest_s = limit.broke(started, now, out) if room or breaks else limit.refused(started, now, out)
         heapq.heappush(events, (now + max(0.0, rest_s), number, -1.0, False, False))
         number += 1
     return now, history, refused
@@ -111,8 +113,8 @@ def test_a_slot_rests_where_the_endpoint_refuses_or_fails_most() -> None:
     limit = AdaptiveLimit(16)
     for _ in range(8):
         limit.answered(0.0, 2.0)
-    assert limit.refused(2.0, 2.5) == 1.5
-    assert [limit.broke(2.0, 2.5) for _ in range(7)] == [0.0] * 6 + [1.5]
+    assert limit.refused(2.0, 2.5, others=7) == 1.5
+    assert [limit.broke(2.0, 2.5, others=7) for _ in range(7)] == [0.0] * 6 + [1.5]
 
 
 @pytest.mark.parametrize("death", [{"capacity": 0}, {"capacity": 1000, "faulty": 1.0}], ids=["refuses", "breaks"])
@@ -131,37 +133,25 @@ def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back(death: dict[str,
 def test_one_decrease_a_window_however_many_calls_fail_at_once() -> None:
     limit = AdaptiveLimit(16)
     for _ in range(16):
-        limit.refused(started=0.0, now=1.0)
+        limit.refused(started=0.0, now=1.0, others=0)
     assert limit.limit == 8
     for _ in range(16):  # sent before the decrease
-        limit.refused(started=0.5, now=1.5)
+        limit.refused(started=0.5, now=1.5, others=0)
     assert limit.limit == 8
 
 
 def test_a_pause_holds_all_back_only_where_most_are_refused() -> None:
     limit = AdaptiveLimit(16)
-    limit.refused(0.0, 1.0, retry_after=5)
+    limit.refused(0.0, 1.0, others=0, retry_after=5)
     assert limit.held_until == 6.0
     limit = AdaptiveLimit(16)
     for _ in range(5):
         limit.answered(0.0, 1.0)
-    limit.refused(0.0, 1.0, retry_after=5)
+    limit.refused(0.0, 1.0, others=0, retry_after=5)
     assert limit.held_until < 1.0
     for _ in range(5):
-        limit.refused(0.0, 1.0, retry_after=5)
+        limit.refused(0.0, 1.0, others=0, retry_after=5)
     assert limit.held_until == 6.0
-
-
-def test_the_budget_is_a_share_of_the_questions() -> None:
-    budget = RetryBudget(0.5)
-    assert sum(budget.take() for _ in range(100)) == RetryBudget.AT_START * 0.5
-    for _ in range(10):
-        budget.asked()
-    assert [budget.take() for _ in range(6)] == [True] * 5 + [False]
-    for _ in range(10_000):
-        budget.asked()
-    assert sum(budget.take() for _ in range(1000)) == RetryBudget.AT_MOST * 0.5
-    assert not RetryBudget(0.0).take()
 
 
 def test_deadlines_one_after_the_other_without_an_answer_are_silence() -> None:
@@ -244,7 +234,7 @@ def test_nobody_waits_longer_than_the_longest_hold() -> None:
         waiting = asyncio.create_task(gate.enter())
         await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
-        limit.refused(now, now, retry_after=600)
+        limit.refused(now, now, others=0, retry_after=600)
         gate.leave()
         for question in (waiting, gate.enter()):
             with pytest.raises(HeldBack, match="pause"):

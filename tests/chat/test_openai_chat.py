@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from dream_ray.chat.ask import AskFailed, Usage, ask
-from dream_ray.chat.concurrency import RetryBudget
 from dream_ray.chat.factory import chat_name
 from dream_ray.chat.openai_chat import OpenAIChat
 from dream_ray.chat.parse import parse_score
 from dream_ray.chat.protocol import ChatReply, ChatRequest, Task, Unreadable
+from dream_ray.chat.retry import RetryBudget
 from dream_ray.config import ConfigError, OpenAIConfig
 from dream_ray.prompts import load_templates
 from tests.chat.openai_server import (
