@@ -17,6 +17,7 @@ from dream_ray.pipeline.reporting import write_report
 from dream_ray.records import schema_of
 from dream_ray.sources.demo import write_demo
 from tests.conftest import REPOSITORY
+from tests.doctor.published import a_student
 from tests.leftovers import Leftovers
 from tests.object_store import ObjectStore, object_store
 
@@ -241,11 +242,7 @@ def check_outputs(target: Path) -> None:
 )
 def test_a_wrong_setting_costs_seconds(tmp_path: Path, changed: list[str], words: list[str]) -> None:
     """Exit code 2 and one paragraph, before Ray or torch are imported."""
-    model = tmp_path / "model"  # what is looked at before anything loads: names, and two small files
-    model.mkdir()
-    for name in ("model.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
-        (model / name).touch()
-    (model / "config.json").write_text('{"architectures": ["Any"]}')
+    model = a_student(tmp_path / "model")
     start = time.monotonic()
     done = run("--run-dir", str(tmp_path / "run"), f"student.model={model}", *changed, timeout=60)
     assert done.returncode == 2, done.stdout + done.stderr

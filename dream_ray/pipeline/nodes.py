@@ -64,9 +64,9 @@ def require_room(config: Config) -> None:
 
 def wait_for_nodes(what: str, bundles: Sequence[Bundle], limit_s: float) -> None:
     """Return when the cluster has room for all bundles at once."""
-    require_here(what, bundles)
     if not bundles:
         return
+    require_here(what, bundles)
     started = told = time.monotonic()
     asked = ", ".join(
         f"{count} x ({text})" if count > 1 else text for text, count in Counter(map(amounts, bundles)).items()

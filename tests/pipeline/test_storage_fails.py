@@ -24,6 +24,7 @@ from dream_ray.pipeline.parts import StageFailed, Target, _Writer
 from dream_ray.pipeline.run import Outcome, Run
 from dream_ray.records import Disentanglement
 from dream_ray.train.ray_adapter import TrainResult
+from tests.doctor.published import a_student
 from tests.pipeline.resumed_driver import CONFIG, PARTS, carry_out, fails, ids
 from tests.pipeline.test_forecast import config_of, write_prompts
 from tests.pipeline.test_resume import rows
@@ -49,7 +50,7 @@ def test_a_stage_says_which_it_is_and_what_to_do(tmp_path: Path, error: Exceptio
         raise error
 
     with pytest.raises(StageFailed, match=words):
-        run.carry_out([plan], work)
+        run.carry_out([plan], work, needs=())
     assert run.done(plan) is None
 
 
@@ -61,7 +62,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> No
         raise error
 
     with pytest.raises(type(error)):
-        run.carry_out([run.plans.plan("slow", 1, {}, {})], work)
+        run.carry_out([run.plans.plan("slow", 1, {}, {})], work, needs=())
 
 
 def test_a_run_directory_without_room_is_told_before_ray_starts(
@@ -69,9 +70,7 @@ def test_a_run_directory_without_room_is_told_before_ray_starts(
 ) -> None:
     write_prompts(tmp_path)
     config_of(tmp_path)
-    for name in ("model.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
-        (tmp_path / "student" / name).touch()
-    (tmp_path / "student" / "config.json").write_text('{"architectures": ["Any"]}')
+    a_student(tmp_path / "student")
 
     def full(uri: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", uri)
@@ -100,13 +99,13 @@ def test_a_training_that_found_no_room_for_its_checkpoint_says_so() -> None:
         raise WorkerGroupError("traceback", {1: OSError(errno.ENOSPC, "No space left on device")})
 
     with pytest.raises(OSError, match="No space left"):
-        _trained(train)
+        _trained("sft", train)
 
     def diverge() -> TrainResult:
         raise WorkerGroupError("traceback", {0: RuntimeError("nan")})
 
     with pytest.raises(WorkerGroupError):
-        _trained(diverge)
+        _trained("sft", diverge)
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["the rows", "the mark"])
