@@ -128,7 +128,7 @@ def a_student(folder: Path) -> Path:
         "model.text_model.layers.0.self_attn.q_proj.weight": (64, 64),
     }
     write_header(folder / "model.safetensors", weights)
-    language = {"hidden_size": 64, "num_attention_heads": 1}
+    language = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
     config = {"architectures": ["Idefics3ForConditionalGeneration"], "text_config": language}
     (folder / "config.json").write_text(json.dumps(config))
     for empty in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
