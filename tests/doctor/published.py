@@ -125,7 +125,7 @@ def a_student(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         "model.text_model.embed_tokens.weight": (8, 64),
-        "model.text_model.layers.0.self_attn.q_proj.weight": (64, 64),
+        "model.text_model.layers.20.self_attn.q_proj.weight": (64, 64),
     }
     write_header(folder / "model.safetensors", weights)
     language = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
