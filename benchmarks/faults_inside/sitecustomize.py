@@ -100,19 +100,27 @@ class _Patches(MetaPathFinder):
         return spec
 
 
-def _let_the_clock_jump() -> None:
-    now, now_ns, clock = time.time, time.time_ns, _path("clock")
+_now, _now_ns, _clock = time.time, time.time_ns, _path("clock")
 
-    def offset() -> int:
-        if not os.path.exists(clock):
-            return 0
-        with open(clock) as stream:
-            return int(stream.read())
 
-    time.time = lambda: now() + offset()
-    time.time_ns = lambda: now_ns() + offset() * 10**9
+def _offset() -> int:
+    if not os.path.exists(_clock):
+        return 0
+    with open(_clock) as stream:
+        return int(stream.read())
+
+
+# Functions of this module and no closures, so that what refers to them can be pickled.
+def shifted_time() -> float:
+    """In place of time.time."""
+    return _now() + _offset()
+
+
+def shifted_time_ns() -> int:
+    """In place of time.time_ns."""
+    return _now_ns() + _offset() * 10**9
 
 
 if CONTROL:
     sys.meta_path.insert(0, _Patches({"dream_ray.files": _tear_writes, "dream_ray.engine.engine": _separate_engine}))
-    _let_the_clock_jump()
+    time.time, time.time_ns = shifted_time, shifted_time_ns
