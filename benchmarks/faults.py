@@ -126,7 +126,7 @@ def set_back(run: Path, kept: Path, step: Step) -> None:
 
 def rows_redone(run: Path, flights: Path) -> int:
     """Rows that were handed to a teacher or an engine more than once, counted each time."""
-    rows = {path.stem: pq.read_metadata(path).num_rows for path in run.glob("stages/ingest/*/data/*.parquet")}
+    rows = {path.stem: int(pq.read_metadata(path).num_rows) for path in run.glob("stages/ingest/*/data/*.parquet")}
     tries: Counter[str] = Counter()
     alone = 0
     for line in flights.read_text().splitlines() if flights.exists() else ():

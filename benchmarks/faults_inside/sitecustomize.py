@@ -47,7 +47,7 @@ def _tear_writes(files: ModuleType) -> None:
     """In dream_ray.files: local files of stages, one of which fails when told, and a line for each file of in_flight/."""
     resolve, write_atomic = files.resolve, files.write_atomic
 
-    class Tearing(files.pafs.LocalFileSystem):  # type: ignore[name-defined,misc]
+    class Tearing(files.pafs.LocalFileSystem):  # type: ignore[name-defined]
         def open_output_stream(self, path: str, *arguments: Any, **named: Any) -> Any:
             stream = super().open_output_stream(path, *arguments, **named)
             if "/stages/" not in path:
