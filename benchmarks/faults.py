@@ -22,6 +22,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ def steps_of(run: Path) -> list[Step]:
     times = [datetime.fromisoformat(line["time"]).timestamp() for line in [*begun, lines[-1]]]
     return [
         Step(tuple(line["stage"].split(", ")), max(after - before, 1.0))
-        for line, before, after in zip(begun, times, times[1:], strict=True)
+        for line, before, after in zip(begun, times[:-1], times[1:], strict=True)
     ]
 
 
@@ -125,7 +126,7 @@ def set_back(run: Path, kept: Path, step: Step) -> None:
 
 def rows_redone(run: Path, flights: Path) -> int:
     """Rows that were handed to a teacher or an engine more than once, counted each time."""
-    rows = {path.stem: pq.read_metadata(path).num_rows for path in run.glob("stages/ingest/*/data/*.parquet")}
+    rows = {path.stem: int(pq.read_metadata(path).num_rows) for path in run.glob("stages/ingest/*/data/*.parquet")}
     tries: Counter[str] = Counter()
     alone = 0
     for line in flights.read_text().splitlines() if flights.exists() else ():
@@ -172,20 +173,24 @@ def disturb(fault: Fault, folder: Path, arguments: list[str], judge: Judge, draw
     os.environ.update(environment_of(control))  # nodes inherit it
     nodes = ThreeNodes() if fault.kind.needs == "nodes" else None
     address = None if nodes is None else nodes.address
+    drivers = [start(run, log, control, arguments, address)]
     try:
-        scene = Scene(run, control, start(run, log, control, arguments, address), judge, nodes, draw)
+        scene = Scene(run, control, drivers[0], judge, nodes, draw)
         wait_for(fault.step, scene)
         began = time.time()
         time.sleep(fault.delay)
         struck = fault.kind.strike(scene)
         at = time.time()
-        codes = [_end(scene.driver, fault, log)]
+        codes = [_end(drivers[0], fault, log)]
         end_seconds = time.time() - at if fault.kind.ends_driver and struck else None
         while codes[-1] != 0 and len(codes) < ATTEMPTS:
             fault.kind.mend(scene)
-            codes.append(_end(start(run, log, control, arguments, address), fault, log))
+            drivers.append(start(run, log, control, arguments, address))
+            codes.append(_end(drivers[-1], fault, log))
         fault.kind.mend(scene)
     finally:
+        if drivers[-1].poll() is None:
+            drivers[-1].kill()
         if nodes is not None:
             nodes.end()
     if codes[-1] != 0:
@@ -201,8 +206,6 @@ def _end(driver: subprocess.Popen[bytes], fault: Fault, log: Path) -> int:
     try:
         return driver.wait(timeout=SECONDS_PER_ATTEMPT)
     except subprocess.TimeoutExpired:
-        driver.kill()
-        driver.wait()
         raise RuntimeError(
             f"{fault.kind.name} in {fault.step.name}: not over in {SECONDS_PER_ATTEMPT} s; see {log}"
         ) from None
@@ -274,6 +277,9 @@ def main() -> int:
             print(f"{kind.name}: {', '.join(kind.stages) if any(kind.stages) else 'every stage'}")
         return 0
 
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that nothing is left running or mounted
     folder = given.run_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     student = given.student or build_local_student(ROOT / "build" / "student")

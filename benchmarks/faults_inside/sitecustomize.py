@@ -47,7 +47,7 @@ def _tear_writes(files: ModuleType) -> None:
     """In dream_ray.files: local files of stages, one of which fails when told, and a line for each file of in_flight/."""
     resolve, write_atomic = files.resolve, files.write_atomic
 
-    class Tearing(files.pafs.LocalFileSystem):  # type: ignore[name-defined,misc]
+    class Tearing(files.pafs.LocalFileSystem):  # type: ignore[name-defined]
         def open_output_stream(self, path: str, *arguments: Any, **named: Any) -> Any:
             stream = super().open_output_stream(path, *arguments, **named)
             if "/stages/" not in path:
@@ -100,19 +100,27 @@ class _Patches(MetaPathFinder):
         return spec
 
 
-def _let_the_clock_jump() -> None:
-    now, now_ns, clock = time.time, time.time_ns, _path("clock")
+_now, _now_ns, _clock = time.time, time.time_ns, _path("clock")
 
-    def offset() -> int:
-        if not os.path.exists(clock):
-            return 0
-        with open(clock) as stream:
-            return int(stream.read())
 
-    time.time = lambda: now() + offset()
-    time.time_ns = lambda: now_ns() + offset() * 10**9
+def _offset() -> int:
+    if not os.path.exists(_clock):
+        return 0
+    with open(_clock) as stream:
+        return int(stream.read())
+
+
+# Functions of this module and no closures, so that what refers to them can be pickled.
+def shifted_time() -> float:
+    """In place of time.time."""
+    return _now() + _offset()
+
+
+def shifted_time_ns() -> int:
+    """In place of time.time_ns."""
+    return _now_ns() + _offset() * 10**9
 
 
 if CONTROL:
     sys.meta_path.insert(0, _Patches({"dream_ray.files": _tear_writes, "dream_ray.engine.engine": _separate_engine}))
-    _let_the_clock_jump()
+    time.time, time.time_ns = shifted_time, shifted_time_ns
