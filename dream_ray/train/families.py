@@ -27,12 +27,15 @@ FAMILIES = {
 }
 """Architectures whose trip tests/train/test_round_trip.py makes with a small random model, and what they are called."""
 
-READ_VIDEOS = {
-    "SmolVLMForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
+NEEDS = {
+    "LlavaForConditionalGeneration": ("torchvision",),
+    "LlavaNextForConditionalGeneration": ("torchvision",),
+    "SmolVLMForConditionalGeneration": ("torchvision", "num2words"),
+    "Qwen2_5_VLForConditionalGeneration": ("torchvision",),
+    "Qwen3VLForConditionalGeneration": ("torchvision",),
 }
-"""Those whose processor holds a video processor, for which transformers wants torchvision."""
+"""Packages without which vLLM cannot load an architecture (LLaVA's, which imports Pixtral's processor) or transformers not its
+processor (those that read videos as well)."""
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM 0.32 computes on a CPU (CPUAttentionBackend.get_supported_head_sizes)."""
@@ -58,11 +61,11 @@ def check_student(student: StudentConfig, lora: LoraConfig, rollout: RolloutConf
     architecture = config["architectures"][0]
     if architecture not in FAMILIES:
         _check_unknown(student, architecture)
-    if architecture in READ_VIDEOS and find_spec("torchvision") is None:
+    if missing := [package for package in NEEDS.get(architecture, ()) if find_spec(package) is None]:
         raise ConfigError(
-            f"student.model = {student.model!r} is a {FAMILIES[architecture]}, whose processor transformers loads only with "
-            "the package torchvision, which is not installed. Install the build of it that belongs to your torch "
-            "(requirements/gpu.txt has it), or take a student without a video processor."
+            f"student.model = {student.model!r} is a {FAMILIES[architecture]}, which transformers and vLLM load only with "
+            f"{' and '.join(missing)}, not installed here. Install it on every machine of the cluster, torchvision in the "
+            "build that belongs to your torch (requirements/gpu.txt has it), or take another student."
         )
     if refused := refused_name(config, weight_names(student.model, "student.model")):
         raise ConfigError(
