@@ -7,10 +7,13 @@ vocabulary this takes a third off a training step. The only module that touches 
 tests/train/test_answer_logits.py fails when TRL changes it.
 """
 
+from collections.abc import Callable
+
 from trl.trainer import utils as trl_utils
 
 
-def score_answers_only() -> None:
-    """Switch it on for this process. The numbers that training computes stay the same."""
+def score_answers_only() -> Callable[[], None]:
+    """Switch it on for this process; returns what switches it off. The numbers that training computes stay the same."""
     runs_triton = trl_utils._use_triton
     trl_utils._use_triton = lambda device: device.type == "cpu" or runs_triton(device)
+    return lambda: setattr(trl_utils, "_use_triton", runs_triton)

@@ -164,13 +164,10 @@ def fit(
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     """On every worker: build, resume, train; rank 0 stores the adapter and returns what TrainResult needs."""
     import ray.train
-    from transformers import PrinterCallback
 
-    from dream_ray.train.answer_logits import (
-        score_answers_only,
-    )  # these import TRL and transformers, which takes seconds
+    # They import TRL and transformers, which takes seconds.
+    from dream_ray.train.answer_logits import score_answers_only
     from dream_ray.train.collapse import CollapseWatch, EarlyEnd, FiniteWatch
-    from dream_ray.train.numbers import EngineNumbers, reporters
 
     train: TrainConfig = config["train"]
     logging.getLogger("dream_ray").setLevel(logging.INFO)
@@ -180,12 +177,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         score_answers_only()
     with ScratchFolder("train") as scratch:
         trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
-        trainer.remove_callback(PrinterCallback)
-        callbacks = [EngineNumbers(trainer.model), FiniteWatch(), _report_callback(config["output"])]
-        for callback in (*callbacks, *reporters(train.report_to, config["output"], Path(scratch))):
-            trainer.add_callback(callback)
-        steps = _planned_steps(len(trainer.train_dataset), train)
-        trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
+        equip(trainer, train, config["output"], Path(scratch))
         checkpoint = ray.train.get_checkpoint()
         try:
             if checkpoint is None:
@@ -219,6 +211,21 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         "tokens": int(max(entry.get("num_tokens", 0) for entry in history)),
         "stopped": collapsed.reason if collapsed else "",
     }
+
+
+def equip(trainer: "Trainer", train: TrainConfig, output: str, scratch: Path) -> None:
+    """Give a trainer what every training here has: its numbers, its files, its watch over them, its reports to Ray Train."""
+    from transformers import PrinterCallback
+
+    from dream_ray.train.collapse import FiniteWatch
+    from dream_ray.train.numbers import EngineNumbers, reporters
+
+    trainer.remove_callback(PrinterCallback)
+    callbacks = [EngineNumbers(trainer.model), FiniteWatch(), _report_callback(output)]
+    for callback in (*callbacks, *reporters(train.report_to, output, scratch)):
+        trainer.add_callback(callback)
+    steps = _planned_steps(len(trainer.train_dataset), train)
+    trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -30,9 +30,11 @@ def test_only_answer_tokens_reach_the_vocabulary_and_the_numbers_stay(tiny_model
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "fused_lm_head": True}
 
     everywhere = model(**inputs)
-    score_answers_only()
+    switch_off = score_answers_only()
     answers = model(**inputs)
+    switch_off()
+    model(**inputs)
 
-    assert scored == [18, 8]
+    assert scored == [18, 8, 18]
     torch.testing.assert_close(answers.log_probs, everywhere.log_probs)
     torch.testing.assert_close(answers.loss, everywhere.loss)
