@@ -199,7 +199,7 @@ def main() -> None:
             ours.trainer.model.save_pretrained(adapter)
         else:
             adapter = folder / "adapter"
-            model, _ = sft.load_model(chosen.model, student, bf16=False)
+            model, _ = sft.load_model(settings, bf16=False)
             from peft import get_peft_model
 
             get_peft_model(model, sft.new_adapter(lora)).save_pretrained(adapter)

@@ -50,6 +50,9 @@ class StudentConfig(Section):
     """Run Python code that the model folder brings. Only for folders that you have read."""
     max_model_len: int = Field(default=2048, ge=64)
     """Longest prompt + answer in tokens, image tokens included, in sampling and in training."""
+    max_pixels: int | None = Field(default=None, ge=1024)
+    """Pictures with more pixels (width x height) are scaled down to this before the student sees them, in sampling and in
+    training alike; beyond what the model's own processor does, which is all that is done unless this is set."""
 
 
 class ColumnsConfig(Section):
@@ -233,8 +236,17 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
-    num_workers: int = Field(default=1, ge=0)
-    """Ray Train workers; 0 trains inside the driver."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers, over all nodes; 0 trains inside the driver. `[least, most]` takes what the cluster has and goes on
+    with more or fewer, from the last checkpoint and with the same `batch_size`."""
+    strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """How several workers share the work. ddp: each holds the whole model. fsdp2 (PyTorch) and zero3 (DeepSpeed, which has
+    to be installed): weights, gradients and optimiser are cut over all workers, for models that one GPU cannot hold."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; at the end of each epoch unless set. A training that is interrupted goes on from the
+    last one, with the batch that comes next."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """How many checkpoints stay on the storage, the newest ones."""
     use_gpu: bool = False
     bf16: bool = False
     """bfloat16 weights and activations; float32 otherwise."""
@@ -249,6 +261,26 @@ class TrainConfig(Section):
     def checkpointing(self) -> bool:
         """Whether gradients are checkpointed."""
         return self.use_gpu if self.gradient_checkpointing is None else self.gradient_checkpointing
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most processes that train."""
+        least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        return max(1, least), max(1, most)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if isinstance(self.num_workers, tuple):
+            least, most = self.num_workers
+            if not 1 <= least <= most:
+                raise ValueError(f"num_workers = [{least}, {most}] has to be [least, most] with 1 <= least <= most")
+        elif self.num_workers < 0:
+            raise ValueError(f"num_workers = {self.num_workers} is below 0; 0 trains inside the driver")
+        if self.strategy != "ddp" and self.num_workers == 0:
+            raise ValueError(
+                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = 0 has none; set 1 or more"
+            )
+        return self
 
 
 class SftConfig(TrainConfig):

@@ -15,7 +15,7 @@ from dream_ray.doctor.memory import GIB, EngineUse, Parts, Training
 from dream_ray.doctor.shape import ModelShape, read_shape, targets
 from dream_ray.rollout.sampler import ADAPTERS_AT_ONCE, LORA_RANKS
 from dream_ray.train.policy import check_model_folder
-from dream_ray.train.ray_adapter import accumulation_steps
+from dream_ray.train.scaling import check_strategy
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def examine(config: Config, machine: Machine) -> Diagnosis:
     judge_gpus = config.judge.chat.gpus * _most(config) if isinstance(config.judge.chat, VllmConfig) else 0
     return Diagnosis(
         tuple(findings),
-        max((train.num_workers or 1) if train.use_gpu else 0 for _, train in trainings),
+        max(train.workers[1] if train.use_gpu else 0 for _, train in trainings),
         config.rollout.engines * config.rollout.gpus_per_engine + judge_gpus,
     )
 
@@ -122,7 +122,7 @@ def _settings(config: Config, train: TrainConfig, micro_batch_size: int) -> Trai
         tokens=config.student.max_model_len,
         bf16=train.bf16,
         checkpointing=train.checkpointing,
-        workers=max(1, train.num_workers),
+        workers=train.workers[0],
         rank=config.lora.rank,
         target_modules=config.lora.target_modules,
         reference=dpo and config.dpo.reference == "initial",
@@ -136,9 +136,9 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
             f"lora.target_modules = {config.lora.target_modules!r} matches no weight matrix of {config.student.model}, so "
             f"there would be nothing to train. Its matrices are named like {next(iter(shape.matrices), '(none)')}."
         )
-    accumulation_steps(train)
+    check_strategy(train)
     limit = machine.limit(train.use_gpu) * (1 - memory.RESERVE)
-    copies = 1 if train.use_gpu else max(1, train.num_workers)
+    copies = 1 if train.use_gpu else train.workers[1]
 
     def needed(settings: Training) -> Parts:
         return memory.lora_training(shape, settings)

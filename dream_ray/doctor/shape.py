@@ -79,7 +79,7 @@ def read_shape(uri: str, setting: str) -> ModelShape:
     matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
     text = config.get("text_config") or config
     vision = config.get("vision_config") or {}
-    language = {name: shape for name, shape in matrices.items() if not VISION.search(f"{name}.")}
+    language = {name: shape for name, shape in matrices.items() if not seeing(name)}
     quantised = "quantization_config" in config
 
     def width(suffix: str, axis: int, *keys: str) -> int:
@@ -135,6 +135,16 @@ def targets(shape: ModelShape, target_modules: str) -> dict[str, tuple[int, int]
     """The matrices that a LoRA regex chooses, by PEFT's rule: the whole module name has to match."""
     chosen = re.compile(target_modules)
     return {name: size for name, size in shape.matrices.items() if chosen.fullmatch(name)}
+
+
+def weight_names(uri: str, setting: str) -> list[str]:
+    """The names of all weights as the files have them. Raises ConfigError."""
+    return [name for name, _ in _entries(uri, setting)]
+
+
+def seeing(module: str) -> bool:
+    """True for a module of the part that sees."""
+    return VISION.search(f"{module}.") is not None
 
 
 def _renamed(name: str) -> str:

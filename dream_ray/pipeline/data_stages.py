@@ -16,7 +16,7 @@ import ray.data
 
 from dream_ray import files
 from dream_ray.chat.factory import chat_options
-from dream_ray.config import ConfigError, SourceConfig
+from dream_ray.config import ConfigError, ImageConfig, SourceConfig, StudentConfig
 from dream_ray.outcomes import struct_of
 from dream_ray.pipeline.guard import Guarded
 from dream_ray.pipeline.leaks import leaks
@@ -35,6 +35,7 @@ from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.records import Demonstration, Disentanglement, Observation, Prompt, Risk, Split
 from dream_ray.sources.format import Terms, source_name
 from dream_ray.sources.ingest import Ingest, blocks, raw_table
+from dream_ray.sources.measure import Measure
 from dream_ray.sources.registry import FORMATS, Census
 from dream_ray.sources.registry import read as read_source
 from dream_ray.teacher.demonstrate import DemonstrateActor
@@ -70,6 +71,16 @@ class KeepRoute:
     def set_aside(self, row: pa.Table, reason: str, detail: str, attempts: int) -> pa.Table:
         """What comes of a prompt that is not to be worked on."""
         return labelled(self._actor.set_aside(row, reason, detail, attempts), *route_of(row))
+
+
+class _Measured:
+    """Wraps `Measure` so that the block's route stays with it."""
+
+    def __init__(self, student: StudentConfig, images: ImageConfig):
+        self._measure = Measure(student, images)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return labelled(self._measure(block.drop_columns(["job", "part"])), *route_of(block))
 
 
 def _actors(run: Run) -> dict[str, Any]:
@@ -126,7 +137,14 @@ def ingest(run: Run, key: str = "ingest", sources: Sequence[SourceConfig] = ()) 
             key,
             items,
             read,
-            lambda dataset: dataset.map_batches(open_images, batch_format="pyarrow", batch_size=None),
+            lambda dataset: dataset.map_batches(open_images, batch_format="pyarrow", batch_size=None).map_batches(
+                _Measured,
+                fn_constructor_args=(config.student, config.images),
+                batch_format="pyarrow",
+                batch_size=None,
+                # One is enough: it looks at texts and sizes, some thousand prompts a second, and takes seconds to start.
+                compute=ray.data.ActorPoolStrategy(size=1),
+            ),
             [target],
             config.max_failure_rate,
         )

@@ -6,6 +6,7 @@ Neither needs Ray; only merging loads a model.
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dream_ray.pipeline.run import Done
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, from_table
 from dream_ray.scratch import ScratchFolder
 from dream_ray.stored_images import read_images
+from dream_ray.train.layout import refused_by_engines, rename_for_engines
 from dream_ray.train.policy import check_model_folder, fetch_folder, find_policy, merge_adapter, store_folder
 
 CARD = "README.md"
@@ -54,7 +56,11 @@ def export_policy(source: str, output: str, base: str | None = None) -> str:
     check_model_folder(policy.model)
     if policy.adapter is None:
         with ScratchFolder("export") as scratch:
-            store_folder(fetch_folder(policy.model, Path(scratch)), output)
+            folder = fetch_folder(policy.model, Path(scratch, "fetched"))
+            if refused_by_engines(folder):
+                folder = Path(shutil.copytree(folder, Path(scratch, "renamed")))
+                rename_for_engines(folder)
+            store_folder(folder, output)
     else:
         merge_adapter(policy, output, trust_remote_code=run is not None and run.config.student.trust_remote_code)
     if run is not None:

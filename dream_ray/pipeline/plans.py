@@ -22,9 +22,9 @@ from dream_ray.prompts import Templates, load_templates
 from dream_ray.records import Split
 from dream_ray.sources.registry import content_digest
 from dream_ray.teacher import demonstrate, disentangle
-from dream_ray.train.policy import Policy, model_digest
+from dream_ray.train.policy import Policy, model_digest, reading_digest
 
-UNRELATED = {"report_to"}
+UNRELATED = {"report_to", "num_workers", "checkpoint_steps", "keep_checkpoints"}
 """Settings of a training that change nothing of what comes out."""
 
 
@@ -180,8 +180,11 @@ class Planner:
             ],
             "images": config.images.model_dump(mode="json"),
             "part_rows": config.part_rows,
+            # Prompts are measured as the student reads them.
+            "student": config.student.model_dump(mode="json", include={"max_model_len", "max_pixels"})
+            | {"reading": reading_digest(config.student.model)},
         }
-        return self.plan(key, 2, settings, {})
+        return self.plan(key, 3, settings, {})
 
     def disentangle(self, prompts: StageRef) -> Plan:
         """The observations of every prompt."""
@@ -214,6 +217,7 @@ class Planner:
             "top_p": job.top_p,
             "max_tokens": config.rollout.max_tokens,
             "max_model_len": config.student.max_model_len,
+            "max_pixels": config.student.max_pixels,
             "dtype": config.rollout.dtype,
             "seed": job.seed,
             "round": job.round,

@@ -1,8 +1,8 @@
 """What can be found wrong before anything is loaded or started.
 
-Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there, a template
-that cannot be used, a prompt file that is not there or holds no prompt. It imports neither Ray nor torch. A single bad row
-is no error here: it goes to the errors table.
+Contract: `check` raises ConfigError within seconds for settings that cannot work: a student that is not there or would be
+trained in vain, a template that cannot be used, a prompt file that is not there or holds no prompt. It imports neither Ray nor
+torch. A single bad row is no error here: it goes to the errors table.
 """
 
 import logging
@@ -18,6 +18,7 @@ from dream_ray.prompts import TemplateError, load_templates
 from dream_ray.sources.generic import is_hub_name
 from dream_ray.sources.raw import BadRow, RawPrompt, Row
 from dream_ray.sources.registry import check_terms, read
+from dream_ray.train.families import check_student
 from dream_ray.train.policy import check_model_folder
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 def check(config: Config) -> None:
     """Raise ConfigError for the first setting that cannot work."""
     check_model_folder(config.student.model)
+    check_student(config.student, config.lora, config.rollout)
     secret(config.judge.token_env, "judge.token_env")
     if not config.judge.opens_uris:
         raise ConfigError(

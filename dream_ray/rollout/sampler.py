@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dream_ray.config import ImageConfig, RolloutConfig, StudentConfig
-from dream_ray.dialogue import rendered, to_messages
 from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
 from dream_ray.engine.settings import actor_options, base_arguments
-from dream_ray.images import BadImage, decode
+from dream_ray.images import BadImage
 from dream_ray.outcomes import struct_of
 from dream_ray.records import ErrorRow, Rollout, from_table, stable_id, to_row, to_table
 from dream_ray.rollout.requests import SampleRequest
 from dream_ray.scratch import ScratchFolder
-from dream_ray.stored_images import read_images
+from dream_ray.student import StudentReader, Unreadable
 from dream_ray.train.policy import Policy, fetch_folder, merge_adapter
 
 if TYPE_CHECKING:
@@ -95,13 +94,10 @@ class Sampler:
 
     def __init__(self, student: StudentConfig, rollout: RolloutConfig, lora_rank: int, images: ImageConfig):
         """Prepare; the engine starts with the first batch, on the weights that this batch needs."""
-        from transformers import AutoProcessor
-
-        self._images = images
         self._student, self._rollout, self._lora_rank = student, rollout, lora_rank
         self._folder = ScratchFolder("sampler")
         self._model = str(fetch_folder(student.model, Path(self._folder.name)))
-        self._processor = AutoProcessor.from_pretrained(self._model, trust_remote_code=student.trust_remote_code)
+        self._reader = StudentReader(Path(self._model), student, images)
         self._adapters: dict[str, str] = {}
         self._checked_tokens = False
         self._engine: Engine | None = None
@@ -193,7 +189,7 @@ class Sampler:
         if len(images) > IMAGES_PER_PROMPT:
             return Rejected("too_many_images", f"{len(images)} images, the engine takes {IMAGES_PER_PROMPT}")
         try:
-            return tuple(decode(content, self._images) for content in read_images(images, self._images))
+            return tuple(self._reader.pixels(request.prompt.turns))
         except BadImage as error:
             return Rejected(error.reason, error.detail)
 
@@ -201,20 +197,18 @@ class Sampler:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        messages = to_messages(request.prompt.turns)
-        text, special_tokens = rendered(self._processor, messages)
-        mark = str(self._processor.image_token)
-        if text.count(mark) != len(images):
-            # vLLM would sample it, but the processor refuses it in training: which mark stands for the image?
-            return Rejected("image_mark_in_text", f"{mark} occurs {text.count(mark)} times for {len(images)} images")
+        try:
+            text = self._reader.prompt(request.prompt.turns)
+        except Unreadable as error:
+            return Rejected(error.reason, error.detail)
         expected_ids = None
         if images and not self._checked_tokens:
             # The first prompt with an image stands for all: they share processor and template.
             self._checked_tokens = True
-            expected_ids = self._training_ids(messages, images)
+            expected_ids = self._reader.ids(text, images)
         return Query(
             text=text,
-            special_tokens=special_tokens,
+            special_tokens=False,
             images=images,
             image_keys=tuple(image.sha256 for image in request.prompt.images),
             params=SamplingParams(
@@ -229,23 +223,6 @@ class Sampler:
             adapter=self._adapter_folder(request.adapter),
             expected_ids=expected_ids,
         )
-
-    def _training_ids(self, messages: list[dict[str, Any]], images: "tuple[Image, ...]") -> tuple[int, ...]:
-        """The token ids that TRL gets for the prompt: the processor with the pixels in the messages."""
-        pixels = iter(images)
-        filled = [
-            message
-            | {
-                "content": [
-                    part | {"image": next(pixels)} if part["type"] == "image" else part for part in message["content"]
-                ]
-            }
-            for message in messages
-        ]
-        encoded = self._processor.apply_chat_template(
-            filled, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return tuple(encoded["input_ids"][0])
 
     def _adapter_folder(self, uri: str | None) -> str | None:
         """The local folder of an adapter, fetched at its first use."""

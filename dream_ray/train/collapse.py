@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from dream_ray import images
-from dream_ray.config import CollapseConfig, ImageConfig
-from dream_ray.dialogue import to_messages
+from dream_ray.config import CollapseConfig
 from dream_ray.evaluate.keywords import sounds_like_refusal
 from dream_ray.records import Prompt
-from dream_ray.stored_images import read_images
+from dream_ray.student import StudentReader
 from dream_ray.train.numbers import add_numbers
 
 if TYPE_CHECKING:
@@ -86,9 +84,9 @@ class CollapseWatch(EarlyEnd):
     """For a policy that leaves the bounds of `dpo.stop`. `good_step` is the step that its weights are those of then."""
 
     def __init__(
-        self, trainer: "Trainer", beta: float, bounds: CollapseConfig, probes: Sequence[Prompt], limits: ImageConfig
+        self, trainer: "Trainer", beta: float, bounds: CollapseConfig, probes: Sequence[Prompt], reader: StudentReader
     ):
-        self._trainer, self._beta, self._bounds, self._probes, self._limits = trainer, beta, bounds, probes, limits
+        self._trainer, self._beta, self._bounds, self._probes, self._reader = trainer, beta, bounds, probes, reader
         self._watches = any(
             bound is not None
             for bound in (bounds.max_margin, bounds.max_kl, bounds.max_length_ratio, bounds.max_benign_refusal)
@@ -153,15 +151,9 @@ class CollapseWatch(EarlyEnd):
         trainer.model.eval()  # the next training step switches back
         for first in range(0, len(places), size):
             batch = [self._probes[place % len(self._probes)] for place in places[first : first + size]]
-            shown = [
-                [images.decode(content, self._limits) for content in read_images(prompt.images, self._limits)]
-                for prompt in batch
-            ]
+            shown = [self._reader.pixels(prompt.turns) for prompt in batch]
             inputs = processor(
-                text=[
-                    processor.apply_chat_template(to_messages(prompt.turns), add_generation_prompt=True)
-                    for prompt in batch
-                ],
+                text=[self._reader.prompt(prompt.turns) for prompt in batch],
                 images=shown if any(shown) else None,
                 padding=True,
                 padding_side="left",

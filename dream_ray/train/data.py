@@ -1,8 +1,10 @@
 """What the trainers read: the run's parquet files joined into a map-style data set, images decoded row by row.
 
-Contract: dialogues and answers stay in Arrow; a row becomes chat messages and pixels only when the dataloader asks
-for it, so memory does not grow with the number of images. Only prompts of the train split may be learnt from: another
-one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now, or changed, raises BadImage.
+Contract: dialogues and answers stay in Arrow; a row becomes text and pixels only when the dataloader asks for it, and each
+worker asks for its own rows, so memory does not grow with the number of images. The text is rendered as for sampling
+(student.py), special tokens included, which is why TRL is given texts, not messages. Only prompts of the train split may be
+learnt from: another one is an error, not a row to skip. Images were checked at ingest; one that cannot be read now, or
+changed, raises BadImage.
 
 Rows that teach nothing or cannot be read are left out before training starts and counted by reason (`unusable_rows`): by
 the driver, once, as all workers have to see the same rows.
@@ -15,15 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dream_ray import files, images
-from dream_ray.config import ImageConfig
-from dream_ray.dialogue import to_messages
+from dream_ray import files
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of, stable_id
-from dream_ray.stored_images import read_images
+from dream_ray.student import StudentReader
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
 
 
 PAIR_ID = "pair_id"
@@ -108,15 +107,15 @@ def _prompts_without_images(prompts: Sequence[str], wanted: Collection[str]) -> 
 
 
 def sft_dataset(
-    prompts: Sequence[str], demonstrations: Sequence[str], limits: ImageConfig, skip: Collection[int] = ()
+    prompts: Sequence[str], demonstrations: Sequence[str], reader: StudentReader, skip: Collection[int] = ()
 ) -> "Dataset":
     """Rows {prompt, completion, images} as TRL's SFTTrainer takes them, one per demonstration that is not in `skip`."""
     table = _without(read_table(Demonstration, demonstrations), skip)
-    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"]}, limits)
+    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"]}, reader)
 
 
 def preference_dataset(
-    prompts: Sequence[str], pairs: Sequence[str], limits: ImageConfig, skip: Collection[int] = ()
+    prompts: Sequence[str], pairs: Sequence[str], reader: StudentReader, skip: Collection[int] = ()
 ) -> "Dataset":
     """Rows {prompt, chosen, rejected, images} as TRL's DPOTrainer takes them, one per pair that is not in `skip`.
 
@@ -124,14 +123,16 @@ def preference_dataset(
     """
     table = _without(read_table(PreferencePair, pairs), skip)
     columns = {name: table[name] for name in ("chosen", "rejected", PAIR_ID)}
-    return _dataset(read_table(Prompt, prompts), table, columns, limits)
+    return _dataset(read_table(Prompt, prompts), table, columns, reader)
 
 
 def _without(table: pa.Table, skip: Collection[int]) -> pa.Table:
     return table.take([index for index in range(table.num_rows) if index not in skip]) if skip else table
 
 
-def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArray], limits: ImageConfig) -> "Dataset":
+def _dataset(
+    prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArray], reader: StudentReader
+) -> "Dataset":
     """Prompts joined to their answers by prompt_id, in the order of `rows`."""
     from datasets import Dataset
     from datasets.table import InMemoryTable
@@ -159,28 +160,25 @@ def _dataset(prompts: pa.Table, rows: pa.Table, answers: dict[str, pa.ChunkedArr
     content = pa.table({"turns": joined["turns"], **answers})
     # A fingerprint of our own: datasets would hash the table through dill, which prints byte code on a worker's stdout.
     data = Dataset(InMemoryTable(content), fingerprint=stable_id("dataset", wanted).removeprefix("dataset-"))
-    return data.with_transform(_Render(limits))
+    return data.with_transform(_Render(reader))
 
 
 class _Render:
-    """A batch of Arrow rows as messages and pixels; a class, so that a data set that holds it can be pickled."""
+    """A batch of Arrow rows as text and pixels; a class, so that a data set that holds it can be pickled."""
 
-    def __init__(self, limits: ImageConfig):
-        self.limits = limits
+    def __init__(self, reader: StudentReader):
+        self.reader = reader
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rendered: dict[str, list[Any]] = {}
-        for name, values in batch.items():
-            if name == "turns":
-                dialogues = [[from_row(Turn, turn) for turn in turns] for turns in values]
-                rendered["prompt"] = [to_messages(turns) for turns in dialogues]
-                rendered["images"] = [self._pixels(turns) for turns in dialogues]
-            elif name == PAIR_ID:
-                rendered[name] = values
-            else:
-                rendered[name] = [to_messages([Turn(role="assistant", text=text, images=())]) for text in values]
+        dialogues = [[from_row(Turn, turn) for turn in turns] for turns in batch["turns"]]
+        rendered: dict[str, list[Any]] = {
+            "prompt": [self.reader.prompt(turns) for turns in dialogues],
+            "images": [self.reader.pixels(turns) for turns in dialogues],
+        }
+        for name, texts in batch.items():
+            if name == PAIR_ID:
+                rendered[name] = texts
+            elif name != "turns":
+                answers = zip(dialogues, texts, strict=True)
+                rendered[name] = [self.reader.answer(turns, text) for turns, text in answers]
         return rendered
-
-    def _pixels(self, turns: Sequence[Turn]) -> list["Image"]:
-        contents = read_images([image for turn in turns for image in turn.images], self.limits)
-        return [images.decode(content, self.limits) for content in contents]

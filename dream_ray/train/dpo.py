@@ -106,7 +106,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     from dream_ray.train.collapse import CollapseWatch
 
     dpo: DpoConfig = settings["dpo"]
-    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
+    model, reader = load_model(settings, arguments["bf16"])
     with ScratchFolder("train") as scratch:
         new = settings["start_adapter"] is None
         if not new:
@@ -115,17 +115,15 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
         trainer = trl.DPOTrainer(
             model=model,
             args=trl.DPOConfig(seed=settings["seed"], **loss_arguments(dpo), **arguments),
-            train_dataset=data.preference_dataset(
-                settings["prompts"], settings["pairs"], settings["images"], settings["skip"]
-            ),
-            processing_class=processor,
+            train_dataset=data.preference_dataset(settings["prompts"], settings["pairs"], reader, settings["skip"]),
+            processing_class=reader.processor,
             peft_config=new_adapter(settings["lora"]) if new else None,
         )
         if not new:
             adapter = settings["reference_adapter"]
             set_reference(trainer.model, adapter and fetch_folder(adapter, Path(scratch)))
     use_stored_reference(trainer, settings["stored"], settings["output"])
-    trainer.add_callback(CollapseWatch(trainer, dpo.beta, dpo.stop, settings["probes"], settings["images"]))
+    trainer.add_callback(CollapseWatch(trainer, dpo.beta, dpo.stop, settings["probes"], reader))
     return trainer
 
 

@@ -7,6 +7,7 @@ gives a local path for a uri; `merge_adapter` turns base + adapter into a plain 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ import pyarrow.fs as pafs
 from dream_ray import files
 from dream_ray.config import ConfigError
 from dream_ray.scratch import ScratchFolder
+from dream_ray.train.layout import rename_for_engines
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """transformers 5 writes the first, earlier versions the second; either makes a processor."""
+
+READING = re.compile(r"token|vocab|merges|processor|template|preprocess")
+"""The files of a model folder that tell how prompts are read."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,29 @@ def model_digest(folder: str) -> str:
     return hashlib.sha256(content + json.dumps(sorted(sizes)).encode()).hexdigest()
 
 
-def fetch_folder(uri: str, into: Path) -> Path:
-    """A local path of a folder: the folder itself where it is local, else a copy below `into`."""
+def reading_digest(folder: str) -> str:
+    """A hash of what decides how a model folder's prompts are read: tokenizer, processor and template, not the weights."""
+    digest = hashlib.sha256()
+    names = [path.rsplit("/", 1)[-1] for path in files.list_files(folder)] if files.exists(folder) else []
+    for name in sorted(name for name in names if READING.search(name)):
+        digest.update(f"{name}\n".encode() + files.read_bytes(files.join(folder, name)))
+    return digest.hexdigest()
+
+
+def fetch_folder(uri: str, into: Path, weights: bool = True) -> Path:
+    """A local path of a folder: the folder itself where it is local, else a copy below `into`, without its safetensors where
+    `weights` is False."""
     if files.is_local(uri):
         return files.as_path(uri)
     filesystem, path = files.resolve(uri)
     target = into / path.strip("/").replace("/", "--")
     target.mkdir(parents=True, exist_ok=True)
+    if not weights:
+        for file in files.list_files(uri):
+            name = file.rsplit("/", 1)[-1]
+            if not name.endswith(".safetensors"):
+                (target / name).write_bytes(files.read_bytes(files.join(uri, name)))
+        return target
     pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
     return target
 
@@ -181,6 +202,7 @@ def merge_adapter(policy: Policy, output: str, trust_remote_code: bool = False, 
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         folder = Path(scratch, "merged")
         merged.to(getattr(torch, stored) if isinstance(stored, str) else stored).save_pretrained(folder)
+        rename_for_engines(folder)
         AutoProcessor.from_pretrained(base, trust_remote_code=trust_remote_code).save_pretrained(folder)
         store_folder(folder, output)
     return output

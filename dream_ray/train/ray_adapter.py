@@ -2,9 +2,10 @@
 
 Contract: `fit` runs a function that builds a trainer on every Ray Train worker (in this process where
 `num_workers` is 0), lets it train, and returns what rank 0 saw. A checkpoint goes to Ray Train's storage after each
-epoch; after a crash, of a worker or of the whole driver, the same call goes on from the last one. The final adapter is
-in `output`/adapter when `fit` returns, and the log in `output`/training.jsonl while it runs. What trying again would not
-mend (a loss that is no number, no memory, an image that is gone) raises TrainingBroken. Nothing here knows SFT from DPO.
+epoch, or every `checkpoint_steps`, while training goes on; after a crash, of a worker or of the whole driver, the same call
+goes on from the last one. The final adapter is in `output`/adapter when `fit` returns, and the log in `output`/training.jsonl
+while it runs. What trying again would not mend (a loss that is no number, no memory, an image that is gone) raises
+TrainingBroken. Nothing here knows SFT from DPO.
 """
 
 import importlib.util
@@ -25,6 +26,14 @@ from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
 from dream_ray.train.data import TrainingBroken
 from dream_ray.train.policy import store_folder
+from dream_ray.train.scaling import (
+    allow_fsdp_on_cpu,
+    batches,
+    check_strategy,
+    prepare,
+    strategy_arguments,
+    trained_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -69,18 +78,6 @@ class TrainResult:
     tokens: int
     stopped: str = ""
     skipped: Mapping[str, int] = field(default_factory=dict)
-
-
-def accumulation_steps(train: TrainConfig) -> int:
-    """Micro batches per optimiser step and worker. Raises ConfigError where the batch size does not divide."""
-    at_once = train.micro_batch_size * max(1, train.num_workers)
-    if train.batch_size % at_once:
-        raise ConfigError(
-            f"batch_size = {train.batch_size} is not a multiple of micro_batch_size x workers = "
-            f"{train.micro_batch_size} x {max(1, train.num_workers)} = {at_once}, so the optimiser's batch cannot be "
-            f"split evenly. Set batch_size to a multiple of {at_once}, or lower micro_batch_size or num_workers."
-        )
-    return train.batch_size // at_once
 
 
 def check_reporters(train: TrainConfig) -> None:
@@ -129,7 +126,7 @@ def fit(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    accumulation_steps(train)
+    check_strategy(train)
     check_reporters(train)
     output = absolute(output)
     drop_torn_checkpoints(output)
@@ -143,8 +140,8 @@ def fit(
             # The same name in the same folder is what makes a restarted driver find its checkpoints.
             name=RUN_NAME,
             storage_path=output,
-            # The older one is removed after the newer one is uploaded whole and registered.
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # An older one is removed after the newer one is uploaded whole and registered.
+            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
         ),
@@ -175,9 +172,13 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
         score_answers_only()
+        if train.strategy == "fsdp2":
+            allow_fsdp_on_cpu()
     with ScratchFolder("train") as scratch:
-        trainer = config["build"](config["settings"], _arguments(train, Path(scratch, "trainer")))
-        equip(trainer, train, config["output"], Path(scratch))
+        arguments = _arguments(train, Path(scratch, "trainer"), context.get_world_size())
+        trainer = config["build"](config["settings"], arguments)
+        prepare(trainer, train)
+        equip(trainer, train, config["output"], Path(scratch), _report_callback(config["output"], train))
         checkpoint = ray.train.get_checkpoint()
         try:
             if checkpoint is None:
@@ -195,11 +196,12 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         ends = [it for it in trainer.callback_handler.callbacks if isinstance(it, EarlyEnd) and it.reason]
         if not_finite := [end.reason for end in ends if isinstance(end, FiniteWatch)]:
             return {"broken": NOT_FINITE.format(reason=not_finite[0])}
+        weights = trained_weights(trainer, train)
         if context.get_world_rank() != 0:
             return None
         folder = Path(scratch, "adapter")
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(folder, selected_adapters=["default"])
+        model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
         store_folder(folder, files.join(config["output"], "adapter"))
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     collapsed = next((end for end in ends if isinstance(end, CollapseWatch)), None)
@@ -213,15 +215,15 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def equip(trainer: "Trainer", train: TrainConfig, output: str, scratch: Path) -> None:
-    """Give a trainer what every training here has: its numbers, its files, its watch over them, its reports to Ray Train."""
+def equip(trainer: "Trainer", train: TrainConfig, output: str, scratch: Path, *others: "TrainerCallback") -> None:
+    """Give a trainer what every training here has: its numbers, its watch over them, its files; `others` before the files."""
     from transformers import PrinterCallback
 
     from dream_ray.train.collapse import FiniteWatch
     from dream_ray.train.numbers import EngineNumbers, reporters
 
     trainer.remove_callback(PrinterCallback)
-    callbacks = [EngineNumbers(trainer.model), FiniteWatch(), _report_callback(output)]
+    callbacks = [EngineNumbers(trainer.model), FiniteWatch(), *others]
     for callback in (*callbacks, *reporters(train.report_to, output, scratch)):
         trainer.add_callback(callback)
     steps = _planned_steps(len(trainer.train_dataset), train)
@@ -248,12 +250,13 @@ def _no_memory(train: TrainConfig, error: RuntimeError) -> str:
     )
 
 
-def _arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What the TrainingArguments of SFT and DPO share."""
+def _arguments(train: TrainConfig, folder: Path, workers: int = 1) -> dict[str, Any]:
+    """What the TrainingArguments of SFT and DPO share, for one of so many workers."""
+    at_once, accumulated = batches(train, workers)
     return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(train),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": accumulated,
         "learning_rate": train.learning_rate,
         "num_train_epochs": train.epochs,
         "lr_scheduler_type": "constant_with_warmup" if train.schedule == "constant" else train.schedule,
@@ -262,16 +265,16 @@ def _arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
         "bf16": train.bf16,
         "use_cpu": not train.use_gpu,
         "gradient_checkpointing": train.checkpointing,
-        "save_strategy": "epoch",
-        "save_total_limit": 1,
+        "save_strategy": "steps" if train.checkpoint_steps else "epoch",
+        "save_steps": train.checkpoint_steps or 0,
         "logging_strategy": "steps",
         "logging_nan_inf_filter": False,  # it would log the mean of earlier losses in place of one that is no number
         "report_to": "none",  # the reporters are added after the callbacks that add numbers
         "disable_tqdm": True,
         "remove_unused_columns": False,  # the data set's columns become the trainer's only when a row is read
-        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": train.use_gpu,
         "max_length": None,  # any cut would take image tokens with it
+        **strategy_arguments(train),
     }
 
 
@@ -289,15 +292,16 @@ def _use_all_cores(workers_here: int) -> None:
     torch.set_num_threads(max(1, cores // workers_here))
 
 
-def _report_callback(output: str) -> "TrainerCallback":
-    """A callback that logs progress, also as a file in `output`, and reports each checkpoint from rank 0.
+def _report_callback(output: str, train: TrainConfig) -> "TrainerCallback":
+    """A callback that logs progress, also as a file in `output`, and reports each checkpoint: from rank 0, or from all where
+    each has a part. It is uploaded while training goes on.
 
     Ray Train's own one has every rank copy a checkpoint folder that only the first has, and reports a mix of old logs.
     Made in a function so that importing this module does not import transformers.
     """
     import ray.train
+    from ray.train import CheckpointUploadMode
     from transformers import TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     class ReportCallback(TrainerCallback):
         def __init__(self) -> None:
@@ -324,9 +328,18 @@ def _report_callback(output: str) -> "TrainerCallback":
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             checkpoint = None
-            if state.is_world_process_zero:
-                checkpoint = ray.train.Checkpoint(get_last_checkpoint(args.output_dir))
-            # A barrier: every rank reports, rank 0 alone brings files.
-            ray.train.report({"step": state.global_step, "epoch": state.epoch}, checkpoint=checkpoint)
+            if state.is_world_process_zero or train.strategy != "ddp":
+                # Out of the trainer's sight, which would count it; Ray Train removes it once it is uploaded.
+                folder = Path(args.output_dir, f"upload-{state.global_step}")
+                Path(args.output_dir, f"checkpoint-{state.global_step}").rename(folder)
+                checkpoint = ray.train.Checkpoint(str(folder))
+            ray.train.report(
+                {"step": state.global_step, "epoch": state.epoch},
+                checkpoint=checkpoint,
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            )
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ray.train.report({"step": state.global_step})  # reports keep their order: this one waits for all uploads
 
     return ReportCallback()

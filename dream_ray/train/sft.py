@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dream_ray.config import ImageConfig, LoraConfig, SftConfig, StudentConfig
 from dream_ray.records import Demonstration
 from dream_ray.scratch import ScratchFolder
+from dream_ray.student import StudentReader
 from dream_ray.train import data, ray_adapter
 from dream_ray.train.policy import check_model_folder, fetch_folder
 from dream_ray.train.ray_adapter import TrainResult
 
 if TYPE_CHECKING:
     import peft
-    from transformers import PreTrainedModel, ProcessorMixin, Trainer
+    from transformers import PreTrainedModel, Trainer
 
 
 def train_sft(
@@ -59,30 +60,29 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
-    model, processor = load_model(settings["model"], settings["student"], arguments["bf16"])
+    model, reader = load_model(settings, arguments["bf16"])
     return SFTTrainer(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
-        train_dataset=data.sft_dataset(
-            settings["prompts"], settings["demonstrations"], settings["images"], settings["skip"]
-        ),
-        processing_class=processor,
+        train_dataset=data.sft_dataset(settings["prompts"], settings["demonstrations"], reader, settings["skip"]),
+        processing_class=reader.processor,
         peft_config=new_adapter(settings["lora"]),
     )
 
 
-def load_model(uri: str, student: StudentConfig, bf16: bool) -> tuple["PreTrainedModel", "ProcessorMixin"]:
-    """The base model in the dtype that training wants, and its processor."""
+def load_model(settings: dict[str, Any], bf16: bool) -> tuple["PreTrainedModel", StudentReader]:
+    """The base model in the dtype that training wants, and the reader of its prompts."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
+    student: StudentConfig = settings["student"]
     with ScratchFolder("train") as scratch:  # fetched weights are in memory once loaded
-        folder = fetch_folder(uri, Path(scratch))
+        folder = fetch_folder(settings["model"], Path(scratch))
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.bfloat16 if bf16 else torch.float32, trust_remote_code=student.trust_remote_code
         )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=student.trust_remote_code)
-    return model, processor
+        reader = StudentReader(folder, student, settings["images"])
+    return model, reader
 
 
 def new_adapter(lora: LoraConfig) -> "peft.LoraConfig":

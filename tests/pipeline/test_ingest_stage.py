@@ -18,6 +18,7 @@ from dream_ray.pipeline.plans import part_name
 from dream_ray.pipeline.run import Run
 from dream_ray.records import Image as StoredImage
 from dream_ray.records import Prompt, Split, Turn, make_prompt, to_table
+from tests import families
 
 
 def a_prompt(key: str, text: str, picture: str, split: Split) -> Prompt:
@@ -41,6 +42,12 @@ def test_training_prompts_that_are_evaluated_are_found(tmp_path: Path) -> None:
     assert leaks._function(folder, []) == (Leak(1, ["mine:1"]), Leak())
 
 
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = families.build(families.IN_EVERY_RUN, tmp_path_factory.mktemp("student") / "model")
+    return {"model": str(folder), "max_model_len": 100_000}  # it has a token for each byte
+
+
 def config_of(*sources: dict[str, Any], **settings: Any) -> Config:
     return Config.model_validate({"name": "a", "student": {"model": "none"}, "sources": sources, **settings})
 
@@ -52,18 +59,20 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_dream_release_through_ingest(shared_data: Path, tmp_path: Path, cluster: None) -> None:
+def test_the_dream_release_through_ingest(
+    shared_data: Path, tmp_path: Path, cluster: None, student: dict[str, Any]
+) -> None:
     source = {"format": "dream", "path": str(shared_data / "dream"), "observations": "use"}
-    config = config_of(source | {"missing_images": "placeholder"}, part_rows=512)
+    config = config_of(source | {"missing_images": "placeholder"}, part_rows=512, student=student)
     done = ingest(Run(config, str(tmp_path / "run")))
     assert (done.manifest.rows_out, done.manifest.failed) == (2977, 0)
     assert done.manifest.extra["repaired"]["0-dream"]["content_prefix_cut"] == 165
     with pytest.raises(StageFailed, match=r"2977 of 2977 rows failed .* image_missing"):
-        ingest(Run(config_of(source, part_rows=512), str(tmp_path / "without pictures")))
+        ingest(Run(config_of(source, part_rows=512, student=student), str(tmp_path / "without pictures")))
 
 
 @pytest.mark.slow
-def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path, cluster: None) -> None:
+def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path, cluster: None, student: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "teal").save(buffer, "PNG")
     information = tmp_path / "moss" / "data" / "images_information" / "information.json"
@@ -78,6 +87,7 @@ def test_a_picture_that_must_not_train_stops_the_run(tmp_path: Path, cluster: No
     config = config_of(
         {"format": "mossbench", "path": str(tmp_path / "moss"), "partial": True},
         {"format": "table", "path": str(mine), "split": "train"},
+        student=student,
     )
     with pytest.raises(StageFailed, match=r"1 training prompts show pictures of mossbench.*mine:a"):
         ingest(Run(config, str(tmp_path / "run")))

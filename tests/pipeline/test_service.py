@@ -60,6 +60,7 @@ def test_what_cannot_work_is_found_before_ray_starts(config: Path, monkeypatch: 
 
 def test_a_run_needs_a_scorer_that_opens_its_images(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "check_model_folder", lambda uri: None)
+    monkeypatch.setattr(preflight, "check_student", lambda student, lora, rollout: None)
     monkeypatch.setenv("SCORER_TOKEN", "t")
     closed = ["judge.host=0.0.0.0", "judge.token_env=SCORER_TOKEN"]
     with pytest.raises(ConfigError, match="image_uris=true"):

@@ -19,6 +19,7 @@ from dream_ray.records import (
     stable_id,
     to_table,
 )
+from tests import families
 
 QUESTIONS = (
     "What grows in this garden?",
@@ -37,70 +38,7 @@ ANSWERS = (
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as transformers saves it: 2 layers, byte vocabulary, 4 image tokens an image."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        GenerationConfig,
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3Processor,
-        Idefics3VisionConfig,
-        LlamaConfig,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    from dream_ray.train.local_student import CHAT_TEMPLATE, IMAGE_MARKS
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<|endoftext|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    tokenizer.add_tokens(list(IMAGE_MARKS), special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    processor = Idefics3Processor(
-        Idefics3ImageProcessorPil(
-            size={"longest_edge": 64}, max_image_size={"longest_edge": 64}, do_image_splitting=False
-        ),
-        tokenizer,
-        image_seq_len=4,
-        chat_template=CHAT_TEMPLATE,
-    )
-    config = Idefics3Config(
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            initializer_range=0.2,  # at the usual 0.02 a random model only repeats its last token
-            pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=True,
-        ),
-        vision_config=Idefics3VisionConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=16,
-        ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = Idefics3ForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return families.build("idefics3", tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture

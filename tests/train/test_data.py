@@ -2,45 +2,55 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from dream_ray.config import ImageConfig
+from dream_ray.config import ImageConfig, StudentConfig
 from dream_ray.images import BadImage
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Risk, from_table, to_table
+from dream_ray.student import StudentReader
 from dream_ray.train import data
 
-LIMITS = ImageConfig()
+NO_READER: Any = None
+"""For what is refused, or looked at, before a row is read."""
 
 
-def test_a_demonstration_becomes_messages_and_pixels(run_files):
-    rows = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], LIMITS)
+@pytest.fixture(scope="module")
+def reader(tiny_model: Path) -> StudentReader:
+    return StudentReader(tiny_model, StudentConfig(model=str(tiny_model)), ImageConfig())
+
+
+@pytest.mark.slow
+def test_a_demonstration_becomes_text_and_pixels(run_files, reader):
+    rows = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], reader)
     row = rows[2]
     assert set(row) == {"prompt", "completion", "images"}
-    assert row["prompt"] == [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Name the colour. (2)"}]}
-    ]
-    assert row["completion"] == [{"role": "assistant", "content": [{"type": "text", "text": "It is a shade of red."}]}]
+    assert row["prompt"] == "<|im_start|>user\n<image>Name the colour. (2)<|im_end|>\n<|im_start|>assistant\n"
+    assert row["completion"] == "It is a shade of red.<|im_end|>\n"
     assert [image.size for image in row["images"]] == [(56, 60)]
 
 
-def test_a_text_only_prompt_has_no_images(run_files):
-    row = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], LIMITS)[11]
+@pytest.mark.slow
+def test_a_text_only_prompt_has_no_images(run_files, reader):
+    row = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], reader)[11]
     assert row["images"] == []
-    assert [part["type"] for part in row["prompt"][0]["content"]] == ["text"]
+    assert "<image>" not in row["prompt"]
 
 
-def test_pairs_keep_their_order_and_their_sides(run_files):
-    rows = data.preference_dataset([run_files["prompts"]], [run_files["pairs"]], LIMITS)
+@pytest.mark.slow
+def test_pairs_keep_their_order_and_their_sides(run_files, reader):
+    rows = data.preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader)
     pairs = from_table(PreferencePair, pq.read_table(run_files["pairs"]))
     for row, pair in zip(rows, pairs, strict=True):
-        assert row["chosen"][0]["content"][0]["text"] == pair.chosen
-        assert row["rejected"][0]["content"][0]["text"] == pair.rejected
+        assert row["chosen"] == f"{pair.chosen}<|im_end|>\n"
+        assert row["rejected"] == f"{pair.rejected}<|im_end|>\n"
 
 
-def test_images_are_opened_only_when_their_row_is_read(run_files, tmp_path: Path):
-    rows = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], LIMITS)
+@pytest.mark.slow
+def test_images_are_opened_only_when_their_row_is_read(run_files, tmp_path: Path, reader):
+    rows = data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"]], reader)
     (tmp_path / "3.png").unlink()
     (tmp_path / "4.png").write_bytes(b"no image")
     assert rows[2]["images"]
@@ -55,24 +65,24 @@ def test_a_prompt_outside_the_train_split_is_refused(run_files, tmp_path: Path):
     leaked = str(tmp_path / "leaked.parquet")
     pq.write_table(to_table(Demonstration, [Demonstration(held.prompt_id, "Herbs.", Risk.BENIGN, 0, 0)]), leaked)
     with pytest.raises(ValueError, match="1 of 13 rows answer prompts of the split 'dev'"):
-        data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"], leaked], LIMITS)
+        data.sft_dataset([run_files["prompts"]], [run_files["demonstrations"], leaked], NO_READER)
 
 
 def test_an_unknown_prompt_is_refused(run_files, tmp_path: Path):
     other = str(tmp_path / "other.parquet")
     pq.write_table(to_table(Demonstration, [Demonstration("prompt-0", "Herbs.", Risk.BENIGN, 0, 0)]), other)
     with pytest.raises(ValueError, match="not among the prompts"):
-        data.sft_dataset([run_files["prompts"]], [other], LIMITS)
+        data.sft_dataset([run_files["prompts"]], [other], NO_READER)
 
 
 def test_no_rows_are_refused(run_files):
     with pytest.raises(ValueError, match="nothing to train on"):
-        data.preference_dataset([run_files["prompts"]], [], LIMITS)
+        data.preference_dataset([run_files["prompts"]], [], NO_READER)
 
 
 def test_another_stages_file_is_refused(run_files):
     with pytest.raises(ValueError, match="lacks the column"):
-        data.sft_dataset([run_files["prompts"]], [run_files["pairs"]], LIMITS)
+        data.sft_dataset([run_files["prompts"]], [run_files["pairs"]], NO_READER)
 
 
 def rows_to_learn(run_files, tmp_path: Path, kind: type, change) -> str:
@@ -95,9 +105,11 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(run_files, tmp_path: 
     skip, counts = data.unusable_rows(PreferencePair, [run_files["prompts"]], [pairs], 0.5)
     assert skip == {1, 5, 7}
     assert counts == {"same_answers": 1, "empty_answer": 1, "image_missing": 1}
-    kept = data.preference_dataset([run_files["prompts"]], [pairs], LIMITS, skip)
+    kept = data.preference_dataset([run_files["prompts"]], [pairs], NO_READER, skip)
     ids = [pair.pair_id for pair in from_table(PreferencePair, pq.read_table(pairs))]
-    assert [row["pair_id"] for row in kept] == [name for index, name in enumerate(ids) if index not in skip]
+    assert kept.with_format("arrow")["pair_id"].to_pylist() == [
+        name for index, name in enumerate(ids) if index not in skip
+    ]
 
 
 def test_demonstrations_without_a_word_are_left_out(run_files, tmp_path: Path):
@@ -106,7 +118,7 @@ def test_demonstrations_without_a_word_are_left_out(run_files, tmp_path: Path):
     )
     skip, counts = data.unusable_rows(Demonstration, [run_files["prompts"]], [shown], 0.1)
     assert (skip, counts) == ({0}, {"empty_answer": 1})
-    assert len(data.sft_dataset([run_files["prompts"]], [shown], LIMITS, skip)) == 11
+    assert len(data.sft_dataset([run_files["prompts"]], [shown], NO_READER, skip)) == 11
 
 
 def test_good_rows_are_all_kept(run_files):

@@ -1,29 +1,63 @@
 """The plan of a training and what a killed one leaves, without training."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dream_ray.config import ConfigError, SftConfig
+from dream_ray.train import scaling
 from dream_ray.train.ray_adapter import (
     RUN_NAME,
     _no_memory,
-    accumulation_steps,
     check_reporters,
     drop_torn_checkpoints,
 )
+from dream_ray.train.scaling import batches, check_strategy
 
 
 @pytest.mark.parametrize(
     ("batch", "micro", "workers", "steps"), [(8, 4, 0, 2), (8, 4, 1, 2), (8, 4, 2, 1), (32, 2, 4, 4)]
 )
 def test_the_batch_is_split_over_workers_and_steps(batch: int, micro: int, workers: int, steps: int):
-    assert accumulation_steps(SftConfig(batch_size=batch, micro_batch_size=micro, num_workers=workers)) == steps
+    config = SftConfig(batch_size=batch, micro_batch_size=micro, num_workers=workers)
+    assert batches(config, config.workers[0]) == (micro, steps)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"batch_size = 8 is not a multiple .* 4 x 3 = 12"):
-        accumulation_steps(SftConfig(batch_size=8, micro_batch_size=4, num_workers=3))
+        batches(SftConfig(batch_size=8, micro_batch_size=4, num_workers=3), 3)
+
+
+def test_an_elastic_training_keeps_its_batch():
+    config = SftConfig(batch_size=24, micro_batch_size=4, num_workers=(2, 4))
+    check_strategy(config)
+    cuts = [batches(config, workers) for workers in (2, 3, 4)]
+    assert cuts == [(4, 3), (4, 2), (3, 2)]
+    assert {size * times * workers for (size, times), workers in zip(cuts, (2, 3, 4), strict=True)} == {24}
+    with pytest.raises(ConfigError, match=r"batch_size = 8 cannot be split evenly over 3 workers"):
+        check_strategy(SftConfig(batch_size=8, micro_batch_size=4, num_workers=(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": -1}, "below 0"),
+        ({"num_workers": (0, 2)}, r"\[least, most\]"),
+        ({"num_workers": (3, 2)}, r"\[least, most\]"),
+        ({"num_workers": 0, "strategy": "fsdp2"}, "has none"),
+    ],
+)
+def test_workers_that_make_no_sense_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        SftConfig(**settings)
+
+
+def test_a_strategy_that_lacks_its_package_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scaling, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package deepspeed"):
+        check_strategy(SftConfig(strategy="zero3", use_gpu=True))
+    check_strategy(SftConfig(strategy="fsdp2"))
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import pytest
 
 from dream_ray import files
 from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.student import StudentReader
 from dream_ray.train import ray_adapter
 from dream_ray.train.data import preference_dataset
 from dream_ray.train.dpo import train_dpo
 from dream_ray.train.policy import Policy, merge_adapter
 from dream_ray.train.reference import read_stored, reference_key
 from dream_ray.train.sft import build_trainer as build_sft
-from dream_ray.train.sft import train_sft
+from dream_ray.train.sft import new_adapter, train_sft
 
 pytestmark = pytest.mark.slow
 
@@ -132,14 +133,17 @@ def test_the_same_seed_gives_the_same_adapter(tiny_model: Path, run_files, tmp_p
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def reader_of(model: Path) -> StudentReader:
+    return StudentReader(model, StudentConfig(model=str(model)), ImageConfig())
+
+
 def reference_log_probs(model, tiny_model: Path, row: dict, side: str) -> float:
     """Sum of the answer tokens' log-probabilities, computed without TRL."""
     import torch
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(tiny_model)
-    prompt = processor.apply_chat_template(row["prompt"], add_generation_prompt=True)
-    whole = processor.apply_chat_template(row["prompt"] + row[side])
+    prompt, whole = row["prompt"], row["prompt"] + row[side]
     pictures = [row["images"]] if row["images"] else None
     length = processor(text=[prompt], images=pictures, return_tensors="pt")["input_ids"].shape[1]
     inputs = processor(text=[whole], images=pictures, return_tensors="pt")
@@ -166,49 +170,79 @@ def cluster():
     ray.shutdown()
 
 
-def test_two_workers_under_ray_train_give_what_one_process_gives(tiny_model: Path, run_files, tmp_path: Path, cluster):
-    """Same global batch; only the order of sums differs."""
+def losses(result) -> list[float]:
+    return [entry["loss"] for entry in result.history if "loss" in entry]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_path: Path, cluster, strategy: str):
+    """1 worker that accumulates 4 times, and 2 that do so twice: the same batch, so the same losses."""
     import torch
 
-    alone = sft_once(tiny_model, run_files, tmp_path / "alone")
-    spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update={"num_workers": 2}))
-    assert (spread.steps, spread.examples) == (alone.steps, alone.examples)
-    one, two = adapter_weights(alone.adapter), adapter_weights(spread.adapter)
-    assert one.keys() == two.keys()
-    assert all(torch.isfinite(tensor).all() for tensor in two.values())
+    one_by_one = {"micro_batch_size": 1}
+    two = {**one_by_one, "num_workers": 2, "strategy": strategy}
+    alone = sft_once(tiny_model, run_files, tmp_path / "alone", SFT.model_copy(update=one_by_one))
+    spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update=two))
+    assert (spread.steps, spread.examples, spread.tokens) == (alone.steps, alone.examples, alone.tokens)
+    assert losses(spread) == pytest.approx(losses(alone), abs=1e-3)
+    assert losses(alone)[-1] < losses(alone)[0] - 0.1
+    first, second = adapter_weights(alone.adapter), adapter_weights(spread.adapter)
+    assert first.keys() == second.keys()
+    assert all(first[name].shape == second[name].shape for name in first)
     policy = Policy("policy-0", str(tiny_model), spread.adapter)
-    reference = Policy("other", str(tiny_model), alone.adapter)
-    dpo = dpo_once(
-        tiny_model, run_files, tmp_path / "dpo", policy, reference, DPO.model_copy(update={"num_workers": 2})
-    )
+    reference = Policy("other", str(tiny_model), other_adapter(tiny_model, tmp_path / "other"))
+    dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, reference, DPO.model_copy(update=two))
     assert dpo.steps == 6
     assert (tmp_path / "dpo" / "ray_train").is_dir()
 
     # The two workers shared the pairs; what they stored is the reference's, and the next training pays nothing.
     folder = tmp_path / "dpo" / "reference" / reference_key(reference, bf16=False)
     files_then = sorted(folder.iterdir())
-    stored, wanted = read_stored(str(folder)), load(tiny_model, alone.adapter)
-    rows = preference_dataset([run_files["prompts"]], [run_files["pairs"]], ImageConfig())
-    for row in rows:
+    stored, wanted = read_stored(str(folder)), load(tiny_model, reference.adapter)
+    for row in preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader_of(tiny_model)):
         values = [reference_log_probs(wanted, tiny_model, row, side) for side in ("chosen", "rejected")]
         assert stored[row["pair_id"]] == pytest.approx(values, rel=1e-5, abs=1e-4)
-    dpo_once(tiny_model, run_files, tmp_path / "again", policy, reference, stored=str(folder.parent))
+    again = dpo_once(
+        tiny_model, run_files, tmp_path / "again", policy, reference, DPO.model_copy(update=one_by_one),
+        stored=str(folder.parent),
+    )  # fmt: skip
     assert sorted(folder.iterdir()) == files_then
     assert not (tmp_path / "again" / "reference").exists()
+    assert losses(dpo) == pytest.approx(losses(again), abs=1e-3)
+    assert not any(torch.equal(second[name], weight) for name, weight in adapter_weights(dpo.adapter).items())
+
+
+def other_adapter(model: Path, folder: Path) -> str:
+    """A random adapter of LORA's shape."""
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    tuned = get_peft_model(load(model), new_adapter(LORA))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    tuned.save_pretrained(folder)
+    return str(folder)
 
 
 STEPS_OF_A_CRASH = [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
 """Three epochs of three steps; the checkpoint after step 3 is what a crash in step 5 goes back to."""
 
+STEPS_OF_A_CRASH_WITHIN_AN_EPOCH = [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
+"""With a checkpoint every two steps; a crash in step 6 goes back to the one after step 4, the first of the second epoch."""
+
 
 def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, tmp_path: Path, cluster):
+    """With the batch that would have come next: what comes out is what comes out without a crash."""
     import torch
 
-    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
+    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3, "checkpoint_steps": 2})
     whole = sft_once(tiny_model, run_files, tmp_path / "whole", config)
     (tmp_path / "crash").mkdir()
-    crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config)
-    assert steps_done(tmp_path) == STEPS_OF_A_CRASH
+    crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config, after=5, saved=4)
+    assert steps_done(tmp_path) == STEPS_OF_A_CRASH_WITHIN_AN_EPOCH
+    assert len(list((tmp_path / "crash" / "ray_train").glob("checkpoint_2*"))) == 1
     assert (crashed.steps, crashed.examples, crashed.tokens) == (whole.steps, whole.examples, whole.tokens)
     one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
     for name in one:
@@ -236,22 +270,29 @@ def steps_done(folder: Path) -> list[int]:
     return [int(line) for line in (folder / "steps").read_text().split()]
 
 
-def fit_with_one_crash(model: Path, run_files: dict[str, str], folder: Path, config: SftConfig):
-    """Train into folder/crash; the worker dies in its fifth step, the first time that it gets there."""
+def fit_with_one_crash(
+    model: Path, run_files: dict[str, str], folder: Path, config: SftConfig, after: int = 4, saved: int = 3
+):
+    """Train into folder/crash; the worker dies after so many steps, the first time that it gets there, once the checkpoint
+    of the step `saved` is known."""
     steps, crashed = str(folder / "steps"), str(folder / "crashed")
     registered = str(folder / "crash" / "ray_train" / "checkpoint_manager_snapshot.json")
 
     def build(settings, arguments):
         import os
+        import re
         import time
 
         from transformers import TrainerCallback
 
         class Crash(TrainerCallback):
             def on_step_begin(self, args, state, control, **kwargs):
-                if state.global_step == 4 and not os.path.exists(crashed):
+                if state.global_step == after and not os.path.exists(crashed):
                     open(crashed, "w").close()
-                    while not os.path.exists(registered):  # the controller learns of a checkpoint a moment later
+                    # The controller learns of a checkpoint a moment later.
+                    while not (
+                        os.path.exists(registered) and re.search(rf'"step": ?{saved}\b', Path(registered).read_text())
+                    ):
                         time.sleep(0.1)
                     os._exit(1)
 
