@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,17 @@ def plain_arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 class Side:
-    """One of the two that take turns. `around` is called before a turn and gives what is called after it."""
+    """One of the two that take turns; `around` gives the context of a turn."""
 
-    def __init__(self, trainer: Trainer, steps: int, around: Callable[[], Callable[[], None]]):
+    def __init__(self, trainer: Trainer, steps: int, around: Callable[[], AbstractContextManager[None]]):
         self.trainer, self.clock, self._around = trainer, Clock(), around
         trainer.args.max_steps, trainer.args.save_strategy, trainer.args.logging_steps = steps + 1, "no", 1
         trainer.add_callback(self.clock)
 
     def turn(self) -> None:
-        after = self._around()
-        self.clock.begin()
-        self.trainer.train()
-        after()
+        with self._around():
+            self.clock.begin()
+            self.trainer.train()
 
 
 def compare(name: str, ours: Side, theirs: Side, rounds: int, batch: int, pairs: int | None) -> None:
@@ -175,20 +175,15 @@ def main() -> None:
             **rows, "skip": (), "model": chosen.model, "student": student, "lora": lora, "images": ImageConfig(), "seed": 0,
         }  # fmt: skip
 
-        def answers_only() -> Callable[[], None]:
-            return (lambda: None) if chosen.gpu else score_answers_only()
-
-        def nothing() -> Callable[[], None]:
-            return lambda: None
-
         def sides(
             build: Any, settings: dict[str, Any], train: TrainConfig, plain: Callable[[Any], Trainer]
         ) -> list[Side]:
             trainer = build(settings, ray_adapter._arguments(train, folder / "ours"))
             ray_adapter.equip(trainer, train, str(folder / "run"), folder)
             script = plain(plain_rows(trainer.train_dataset))
-            return [Side(trainer, chosen.steps, answers_only), Side(script, chosen.steps, nothing)]
+            return [Side(trainer, chosen.steps, around), Side(script, chosen.steps, nullcontext)]
 
+        around = nullcontext if chosen.gpu else score_answers_only
         if chosen.only != "dpo":
             train: TrainConfig = SftConfig(**where, **batch)
             ours, theirs = sides(

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,10 +177,9 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     context = ray.train.get_context()
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
-        score_answers_only()
         if train.strategy == "fsdp2":
             allow_fsdp_on_cpu()
-    with ScratchFolder("train") as scratch:
+    with ScratchFolder("train") as scratch, nullcontext() if train.use_gpu else score_answers_only():
         arguments = _arguments(train, Path(scratch, "trainer"), context.get_world_size())
         trainer = config["build"](config["settings"], arguments)
         prepare(trainer, train)

@@ -40,8 +40,8 @@ def test_nothing_is_stored_where_there_is_no_folder(tmp_path: Path):
 
 
 def test_what_is_stored_reads_back_from_several_files(tmp_path: Path):
-    reference._store(str(tmp_path), 0, {"a": (-1.5, -2.5), "b": (-0.25, 0.0)})
-    reference._store(str(tmp_path), 2, {"c": (-3.0, -4.0)})
+    reference._store(str(tmp_path), {"a": (-1.5, -2.5), "b": (-0.25, 0.0)})
+    reference._store(str(tmp_path), {"c": (-3.0, -4.0)})
     assert read_stored(str(tmp_path)) == {"a": (-1.5, -2.5), "b": (-0.25, 0.0), "c": (-3.0, -4.0)}
 
 
@@ -139,9 +139,9 @@ def test_a_training_stores_the_reference_that_was_asked_for_and_uses_it(
     plain = train(stored=False)
     assert losses(plain) == pytest.approx(losses(first), abs=1e-5)
     # And the stored numbers are what the loss sees: another reference, another margin.
-    reference._store(str(folder), 0, {name: (chosen - 10.0, rejected) for name, (chosen, rejected) in found.items()})
-    for part in sorted(folder.iterdir())[1:]:
+    for part in folder.iterdir():
         part.unlink()
+    reference._store(str(folder), {name: (chosen - 10.0, rejected) for name, (chosen, rejected) in found.items()})
     moved = train()
     margins = [
         next(entry for entry in run.state.log_history if "loss" in entry)["rewards/margins"] for run in (first, moved)
