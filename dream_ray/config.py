@@ -553,7 +553,9 @@ class Config(Section):
     images: ImageConfig = ImageConfig()
     teacher: TeacherConfig = TeacherConfig()
     sft: SftConfig = SftConfig()
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig | None = LoraConfig()
+    """The adapter that is trained. null: none; all weights are, but those of the vision tower, and every policy is a whole
+    model."""
     rollout: RolloutConfig = RolloutConfig()
     judge: JudgeConfig = JudgeConfig()
     pairs: PairConfig = PairConfig()

@@ -1,7 +1,7 @@
 """The stages that train, and the pairs that DPO reads: sft, pair, dpo.
 
 Contract: as in data_stages.py. Training itself is in train/; here are its inputs, its place in the run and its log as
-`TrainingStep` rows. A stage's adapter lies in <stage>/adapter.
+`TrainingStep` rows. A stage's adapter lies in <stage>/adapter, its model in <stage>/model where all weights are trained.
 """
 
 import logging
@@ -62,6 +62,8 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
         )
 
     done = run.done(plan) or run.carry_out([plan], lambda: {"sft": _logged(plan.ref, _trained("sft", train))})[0]
+    if config.lora is None:
+        return done, Policy("policy-0", files.join(done.ref.uri, "model"), None)
     return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -141,7 +143,8 @@ def dpo(
     key = plan.ref.key
     name = f"policy-{number}"
     merged = files.join(plan.ref.uri, "merged")
-    fresh_adapter = config.dpo.reference == "previous"
+    previous = config.dpo.reference == "previous"
+    fresh_adapter = previous and config.lora is not None
     done = run.done(plan)
     if done is None:
 
@@ -152,7 +155,7 @@ def dpo(
                 prompts=_training_parts(prompts),
                 pairs=parquet_files(pairs.ref.data_uri),
                 start=base,
-                reference=base if fresh_adapter else initial,
+                reference=base if previous else initial,
                 student=config.student,
                 lora=config.lora,
                 dpo=config.dpo,
@@ -165,6 +168,8 @@ def dpo(
             )
 
         done = run.carry_out([plan], lambda: {key: _logged(plan.ref, _trained(key, train))})[0]
+    if config.lora is None:
+        return done, Policy(name, files.join(done.ref.uri, "model"), None)
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
 
 

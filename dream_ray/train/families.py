@@ -54,7 +54,7 @@ print(json.dumps({
 """Asked of transformers and vLLM about an architecture, in a process of its own: importing both takes half a minute."""
 
 
-def check_student(student: StudentConfig, lora: LoraConfig, rollout: RolloutConfig) -> None:
+def check_student(student: StudentConfig, lora: LoraConfig | None, rollout: RolloutConfig) -> None:
     """Raise ConfigError where this student, trained so, could not be sampled from."""
     config = json.loads(files.read_bytes(files.join(student.model, "config.json")))
     shape = read_shape(student.model, "student.model")
@@ -73,7 +73,8 @@ def check_student(student: StudentConfig, lora: LoraConfig, rollout: RolloutConf
             "would refuse to load it (it wants vision_tower.vision_model.…), after training as before. `dream-ray export "
             "MODEL NEW_FOLDER` writes a copy under names that both load; name that one."
         )
-    _check_lora(student, lora, rollout, shape)
+    if lora is not None:
+        _check_lora(student, lora, rollout, shape)
     if rollout.gpus_per_engine == 0 and shape.head_dim not in CPU_HEAD_DIMS:
         raise ConfigError(
             f"student.model = {student.model!r} has attention heads of {shape.head_dim} features, and vLLM on a CPU computes "
