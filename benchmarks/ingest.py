@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--pictures", type=int, default=2_000)
     parser.add_argument("--part-rows", type=int, default=256)
-    parser.add_argument("--model", default="build/student", help="the model folder whose processor measures the prompts")
+    parser.add_argument(
+        "--model", default="build/student", help="the model folder whose processor measures the prompts"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with tempfile.TemporaryDirectory() as folder:
