@@ -313,6 +313,11 @@ class CollapseConfig(Section):
         """Whether a bound needs answers to be generated."""
         return self.max_length_ratio is not None or self.max_benign_refusal is not None
 
+    @property
+    def watches(self) -> bool:
+        """Whether any bound is set."""
+        return self.asks or self.max_margin is not None or self.max_kl is not None
+
 
 class DpoConfig(TrainConfig):
     """Preference optimisation of one round."""
@@ -340,6 +345,11 @@ class DpoConfig(TrainConfig):
             raise ValueError(
                 f"dpo.loss = {self.loss} with dpo.label_smoothing = {self.label_smoothing:g}: the loss robust needs a share "
                 "above 0, and TRL's other losses have no label smoothing, so it would be ignored. Set both or neither"
+            )
+        if self.stop.watches and self.strategy == "zero3":
+            raise ValueError(
+                "dpo.stop keeps the last good weights, which DeepSpeed's zero3 does not give out while it trains; take "
+                "dpo.strategy=fsdp2, or unset the bounds of dpo.stop"
             )
         return self
 

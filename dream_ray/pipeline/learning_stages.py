@@ -212,8 +212,14 @@ def _logged(ref: StageRef, result: TrainResult) -> Outcome:
         if name not in ("step", "epoch")
     ]
     write_part(ref.data_uri, "log", to_table(TrainingStep, steps))
-    extra = {"steps": result.steps, "examples": result.examples, "final_loss": result.loss, "tokens": result.tokens}
-    extra |= {"stopped": result.stopped, "skipped": dict(result.skipped)}
+    extra = {
+        "steps": result.steps,
+        "examples": result.examples,
+        "final_loss": result.loss,
+        "tokens": result.tokens,
+        "stopped": result.stopped,
+        "skipped": dict(result.skipped),
+    }
     if result.skipped:
         log.warning("%s: rows left out: %s", ref.key, dict(result.skipped))
     return Outcome(Tally(rows_out=len(steps)), extra)

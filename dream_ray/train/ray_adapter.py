@@ -159,9 +159,9 @@ def fit(
         raise
     if "broken" in seen:
         raise TrainingBroken(f"{seen['broken']}\n{KEPT}")
-    trained = {kind: files.join(output, kind) if seen["kind"] == kind else None for kind in ("adapter", "model")}
-    del seen["kind"]
-    return TrainResult(**trained, seconds=time.monotonic() - started, **seen)
+    kind = seen.pop("kind")
+    adapter, model = (files.join(output, name) if kind == name else None for name in ("adapter", "model"))
+    return TrainResult(adapter=adapter, model=model, seconds=time.monotonic() - started, **seen)
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:

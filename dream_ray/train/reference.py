@@ -139,7 +139,7 @@ def _complete(trainer: "DPOTrainer", collate: StoredReferenceCollator, folder: s
     columns = rows.select_columns([PAIR_ID, "chosen", "rejected"]).with_format("arrow")[:]
     pair_ids = columns[PAIR_ID].to_pylist()
     # Rank 0's view is everybody's: a file may appear between two listings.
-    stored = _from_rank_0(read_stored(folder) if accelerator.is_main_process else None)
+    stored: Stored = _from_rank_0(read_stored(folder) if accelerator.is_main_process else None)
     missing = [index for index, pair_id in enumerate(pair_ids) if pair_id not in stored]
     logger.info("reference: %d of %d pairs to do", len(missing), len(pair_ids))
     if not missing:
