@@ -297,9 +297,10 @@ class TrainConfig(Section):
                 raise ValueError(f"num_workers = [{least}, {most}] has to be [least, most] with 1 <= least <= most")
         elif self.num_workers < 0:
             raise ValueError(f"num_workers = {self.num_workers} is below 0; 0 trains inside the driver")
-        if self.strategy != "ddp" and self.num_workers == 0:
+        if self.strategy != "ddp" and self.workers[0] < 2:
             raise ValueError(
-                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = 0 has none; set 1 or more"
+                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = {self.num_workers} allows a single "
+                "one; set 2 or more"
             )
         return self
 
@@ -334,6 +335,11 @@ class CollapseConfig(Section):
         """Whether a bound needs answers to be generated."""
         return self.max_length_ratio is not None or self.max_benign_refusal is not None
 
+    @property
+    def watches(self) -> bool:
+        """Whether any bound is set."""
+        return self.asks or self.max_margin is not None or self.max_kl is not None
+
 
 class DpoConfig(TrainConfig):
     """Preference optimisation of one round."""
@@ -361,6 +367,11 @@ class DpoConfig(TrainConfig):
             raise ValueError(
                 f"dpo.loss = {self.loss} with dpo.label_smoothing = {self.label_smoothing:g}: the loss robust needs a share "
                 "above 0, and TRL's other losses have no label smoothing, so it would be ignored. Set both or neither"
+            )
+        if self.stop.watches and self.strategy == "zero3":
+            raise ValueError(
+                "dpo.stop keeps the last good weights, which DeepSpeed's zero3 does not give out while it trains; take "
+                "dpo.strategy=fsdp2, or unset the bounds of dpo.stop"
             )
         return self
 
@@ -599,7 +610,9 @@ class Config(Section):
     images: ImageConfig = ImageConfig()
     teacher: TeacherConfig = TeacherConfig()
     sft: SftConfig = SftConfig()
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig | None = LoraConfig()
+    """The adapter that is trained. null: none; all weights are, but those of the vision tower, and every policy is a whole
+    model."""
     rollout: RolloutConfig = RolloutConfig()
     judge: JudgeConfig = JudgeConfig()
     pairs: PairConfig = PairConfig()

@@ -61,6 +61,11 @@ def test_base_file_lies_underneath(tmp_path: Path) -> None:
         (MINIMAL, ["dpo.loss=robust"], ["dpo", "robust needs a share above 0"]),
         (MINIMAL, ["dpo.label_smoothing=0.1"], ["dpo.label_smoothing = 0.1", "no label smoothing"]),
         (MINIMAL, ["dpo.loss=kto"], ["dpo.loss", "'kto'", "sigmoid_norm"]),
+        (
+            MINIMAL,
+            ["dpo.stop.max_kl=9", "dpo.strategy=zero3", "dpo.num_workers=2"],
+            ["keeps the last good weights", "fsdp2"],
+        ),
         (MINIMAL, ["dpo.stop.max_length_ratio=0.5"], ["dpo.stop.max_length_ratio = 0.5"]),
         (MINIMAL, ["rollout.k=many"], ["rollout.k", "'many'"]),
         (MINIMAL, ["rollout"], ["rollout", "key=value"]),

@@ -84,7 +84,7 @@ def examine(config: Config, machine: Machine) -> Diagnosis:
     student = read_shape(config.student.model, "student.model")
     trainings = [("sft", config.sft)] + ([("dpo", config.dpo)] if config.rounds else [])
     findings = [_training(config, name, train, student, machine) for name, train in trainings]
-    if config.sft.use_gpu:
+    if config.sft.use_gpu and config.lora is not None:
         findings.append(_full(config, student, machine))
     findings.append(_student_engine(config, student, machine))
     chats: tuple[tuple[str, ChatConfig, int], ...] = (
@@ -123,15 +123,17 @@ def _settings(config: Config, train: TrainConfig, micro_batch_size: int) -> Trai
         bf16=train.bf16,
         checkpointing=train.checkpointing,
         workers=train.workers[0],
-        rank=config.lora.rank,
-        target_modules=config.lora.target_modules,
-        reference=dpo and config.dpo.reference == "initial",
+        rank=config.lora.rank if config.lora else 0,
+        target_modules=config.lora.target_modules if config.lora else "",
+        # A reference that is a model of its own has left the memory when the first step starts.
+        reference=dpo and config.dpo.reference == "initial" and config.lora is not None,
         on_gpu=train.use_gpu,
+        shards=1 if train.strategy == "ddp" else train.workers[0],
     )
 
 
 def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, machine: Machine) -> Finding:
-    if not targets(shape, config.lora.target_modules):
+    if config.lora is not None and not targets(shape, config.lora.target_modules):
         raise ConfigError(
             f"lora.target_modules = {config.lora.target_modules!r} matches no weight matrix of {config.student.model}, so "
             f"there would be nothing to train. Its matrices are named like {next(iter(shape.matrices), '(none)')}."
@@ -141,12 +143,13 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
     copies = 1 if train.use_gpu else train.workers[1]
 
     def needed(settings: Training) -> Parts:
-        return memory.lora_training(shape, settings)
+        return memory.full_training(shape, settings) if config.lora is None else memory.lora_training(shape, settings)
 
     settings = _settings(config, train, train.micro_batch_size)
+    cut = f", cut over {settings.shards} workers" if settings.shards > 1 else ""
     what = (
         f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, "
-        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}"
+        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}{cut}"
     )
     found = Finding(name, shape, train.use_gpu, copies, needed(settings), limit, what)
     if found.total <= limit:
@@ -159,22 +162,28 @@ def _training_advice(
     config: Config, name: str, train: TrainConfig, found: Finding, needed: Callable[[Training], Parts]
 ) -> str:
     """The gentlest change that makes a training fit, found by trying; what else there is where none does."""
-    tried = [(train.micro_batch_size, train.bf16)]
-    tried += [(size, train.bf16) for size in _halves(train.micro_batch_size)]
+    sizes = [train.micro_batch_size, *_halves(train.micro_batch_size)]
+    # bf16 is asked for first, cutting the model last: it costs time in every step.
+    kept = [(size, train.bf16, train.strategy) for size in sizes]
     if train.use_gpu and not train.bf16:
-        tried = [(train.micro_batch_size, True), *tried, *((size, True) for size in _halves(train.micro_batch_size))]
-    for size, bf16 in tried:
-        settings = dataclasses.replace(_settings(config, train, size), bf16=bf16)
+        kept = [(sizes[0], True, train.strategy), *kept, *((size, True, train.strategy) for size in sizes[1:])]
+    cuts = train.use_gpu and train.strategy == "ddp" and train.workers[0] > 1
+    cut = [(size, True, "fsdp2") for size in sizes] if cuts else []
+    for size, bf16, strategy in [*kept, *cut]:
+        settings = dataclasses.replace(
+            _settings(config, train, size), bf16=bf16, shards=1 if strategy == "ddp" else train.workers[0]
+        )
         total = found.copies * sum(needed(settings).values())
         if total <= found.limit:
             changes = [f"{name}.bf16=true"] if bf16 != train.bf16 else []
+            changes += [f"{name}.strategy={strategy}"] if strategy != train.strategy else []
             changes += [f"{name}.micro_batch_size={size}"] if size != train.micro_batch_size else []
             return f"set {' '.join(changes)}: {total / GIB:.1f} GiB"
     if not found.on_gpu and found.copies > 1:
         return f"lower {name}.num_workers (each worker holds the whole model), or student.max_model_len"
     return (
-        f"no {name}.micro_batch_size makes it fit: lower student.max_model_len, or take a smaller student or a larger GPU "
-        "(each worker holds the whole model)"
+        f"no {name}.micro_batch_size makes it fit: lower student.max_model_len, or take a smaller student, a larger GPU or, "
+        f"with {name}.strategy=fsdp2, more of them"
     )
 
 
@@ -184,29 +193,30 @@ def _halves(size: int) -> list[int]:
 
 
 def _full(config: Config, shape: ModelShape, machine: Machine) -> Finding:
-    """What training all weights would take, which no setting asks for yet."""
+    """What training all weights would take (`lora: null`)."""
     settings = dataclasses.replace(_settings(config, config.sft, config.sft.micro_batch_size), target_modules="")
     parts = memory.full_training(shape, settings)
     limit = machine.limit(on_gpu=True) * (1 - memory.RESERVE)
     over = sum(parts.values()) > limit
     return Finding(
-        "sft of all weights", shape, True, 1, parts, limit, "to compare: dream_ray trains adapters",
+        "sft of all weights", shape, True, 1, parts, limit, "to compare: lora is set",
         problem="would not fit on one GPU" if over else "", counts=False,
     )  # fmt: skip
 
 
 def _student_engine(config: Config, shape: ModelShape, machine: Machine) -> Finding:
     rollout = config.rollout
-    ranks = [rank for rank in LORA_RANKS if rank >= config.lora.rank]
+    adapted = config.lora.rank if config.lora else 0
+    ranks = [rank for rank in LORA_RANKS if rank >= adapted]
     if not ranks:
         raise ConfigError(
-            f"lora.rank = {config.lora.rank}, but vLLM serves adapters up to rank {LORA_RANKS[-1]}. Set lora.rank lower."
+            f"lora.rank = {adapted}, but vLLM serves adapters up to rank {LORA_RANKS[-1]}. Set lora.rank lower."
         )
     use = EngineUse(
         rollout.gpus_per_engine,
         rollout.dtype,
         config.student.max_model_len,
-        adapters=0 if rollout.merges_adapters else ADAPTERS_AT_ONCE,
+        adapters=ADAPTERS_AT_ONCE if adapted and not rollout.merges_adapters else 0,
         rank=ranks[0],
     )
     return _engine("student", "rollout", shape, use, rollout.kv_cache_gib, rollout.pool[1], machine)

@@ -1,7 +1,7 @@
 """The stages that train, and the pairs that DPO reads: sft, pair, dpo.
 
 Contract: as in data_stages.py. Training itself is in train/; here are its inputs, its place in the run and its log as
-`TrainingStep` rows. A stage's adapter lies in <stage>/adapter.
+`TrainingStep` rows. A stage's adapter lies in <stage>/adapter, its model in <stage>/model where all weights are trained.
 """
 
 import logging
@@ -77,6 +77,8 @@ def sft(run: Run, prompts: Done, demonstrations: Done) -> tuple[Done, Policy]:
     done = run.done(plan)
     if done is None:
         done = _train(run, plan, train, config.sft)
+    if config.lora is None:
+        return done, Policy("policy-0", files.join(done.ref.uri, "model"), None)
     return done, Policy("policy-0", config.student.model, files.join(done.ref.uri, "adapter"))
 
 
@@ -158,7 +160,8 @@ def dpo(
     plan = run.plans.dpo(number, prompts.ref, pairs.ref, standing.ref, start.name)
     name = f"policy-{number}"
     merged = files.join(plan.ref.uri, "merged")
-    fresh_adapter = config.dpo.reference == "previous"
+    previous = config.dpo.reference == "previous"
+    fresh_adapter = previous and config.lora is not None
     done = run.done(plan)
     if done is None:
 
@@ -169,7 +172,7 @@ def dpo(
                 prompts=_training_parts(prompts),
                 pairs=parquet_files(pairs.ref.data_uri),
                 start=base,
-                reference=base if fresh_adapter else initial,
+                reference=base if previous else initial,
                 student=config.student,
                 lora=config.lora,
                 dpo=config.dpo,
@@ -183,6 +186,8 @@ def dpo(
             )
 
         done = _train(run, plan, train, config.dpo)
+    if config.lora is None:
+        return done, Policy(name, files.join(done.ref.uri, "model"), None)
     return done, Policy(name, merged if fresh_adapter else start.model, files.join(done.ref.uri, "adapter"))
 
 

@@ -251,7 +251,7 @@ class Planner:
         config = self.config
         return {
             "student": config.student.model_dump(mode="json", exclude={"model"}) | {"content": self._student_digest},
-            "lora": config.lora.model_dump(mode="json"),
+            "lora": config.lora and config.lora.model_dump(mode="json"),
             "images": config.images.model_dump(mode="json"),
             "seed": config.seed,
         }

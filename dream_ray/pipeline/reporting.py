@@ -42,6 +42,7 @@ SETTINGS = (
     "teacher.chat",
     "teacher.benign_ratio",
     "judge.chat",
+    "lora",
     "lora.rank",
     "lora.alpha",
     "sft.learning_rate",
@@ -56,7 +57,9 @@ SETTINGS = (
     "dpo.learning_rate",
     "dpo.epochs",
     "dpo.batch_size",
+    "dpo.loss",
     "dpo.beta",
+    "dpo.label_smoothing",
     "dpo.sft_weight",
     "dpo.reference",
 )
@@ -147,7 +150,7 @@ def report_data(run: PastRun) -> ReportData:
         stages=tuple(_stage_row(done) for done in run.stages),
         distributions=tuple(_distributions(run)),
         counts=_counts(run),
-        settings={name: settings[name] for name in SETTINGS},
+        settings={name: settings[name] for name in SETTINGS if name in settings},
         samples=(),
         caveats=tuple(_caveats(run)),
     )

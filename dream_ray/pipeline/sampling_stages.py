@@ -145,7 +145,7 @@ def with_samples(dataset: ray.data.Dataset, run: Run, model: str) -> ray.data.Da
             Sampler,
             student,
             config.rollout,
-            config.lora.rank,
+            config.lora.rank if config.lora else 0,
             config.images,
             run.gpus,
         ),

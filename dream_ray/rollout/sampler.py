@@ -58,7 +58,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: int, model: str) -> dict[str, Any]:
-    """vLLM's EngineArgs for a student in the local folder `model`. Raises ValueError for a rank over 512."""
+    """vLLM's EngineArgs for a student in the local folder `model`; a rank of 0 says that there are no adapters. Raises
+    ValueError for a rank over 512."""
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
     if not ranks:
         raise ValueError(
@@ -75,7 +76,7 @@ def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: 
     )
     # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
     arguments["mm_processor_cache_gb"] = 0
-    if not rollout.merges_adapters:
+    if lora_rank and not rollout.merges_adapters:
         arguments |= {"enable_lora": True, "max_lora_rank": ranks[0], "max_loras": ADAPTERS_AT_ONCE}
     return arguments
 

@@ -87,17 +87,13 @@ class CollapseWatch(EarlyEnd):
         self, trainer: "Trainer", beta: float, bounds: CollapseConfig, probes: Sequence[Prompt], reader: StudentReader
     ):
         self._trainer, self._beta, self._bounds, self._probes, self._reader = trainer, beta, bounds, probes, reader
-        self._watches = any(
-            bound is not None
-            for bound in (bounds.max_margin, bounds.max_kl, bounds.max_length_ratio, bounds.max_benign_refusal)
-        )
         self._good: dict[str, Tensor] = {}
         self._words_before: float | None = None
         self._next_probe = 0.0
         self.good_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._watches:
+        if not self._bounds.watches:
             return
         self._keep(state.global_step)
         if not self._bounds.asks:
@@ -113,7 +109,7 @@ class CollapseWatch(EarlyEnd):
         if not logs or "rewards/chosen" not in logs or self.reason:
             return
         add_numbers(logs, state, {"kl": -(logs["rewards/chosen"] + logs["rewards/rejected"]) / (2 * self._beta)})
-        if not self._watches:
+        if not self._bounds.watches:
             return
         asked = self._bounds.asks and state.global_step >= self._next_probe
         if asked:
@@ -126,15 +122,17 @@ class CollapseWatch(EarlyEnd):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.reason:
-            for name, parameter in self._trained():
-                parameter.data.copy_(self._good[name])
+            for name, part in self._trained():
+                part.copy_(self._good[name])
 
-    def _trained(self) -> list[tuple[str, Any]]:
-        return [(name, it) for name, it in self._trainer.model.named_parameters() if it.requires_grad]
+    def _trained(self) -> "list[tuple[str, Tensor]]":
+        """What is trained, of a sharded model the part that this worker holds."""
+        trained = [(name, it.data) for name, it in self._trainer.model.named_parameters() if it.requires_grad]
+        return [(name, it.to_local() if hasattr(it, "to_local") else it) for name, it in trained]
 
     def _keep(self, step: int) -> None:
-        """Copy what is trained, this worker's part of it, into the host's memory."""
-        self._good = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._trained()}
+        """Copy what is trained into the host's memory."""
+        self._good = {name: part.to("cpu", copy=True) for name, part in self._trained()}
         self.good_step = step
 
     def _ask(self) -> dict[str, float]:

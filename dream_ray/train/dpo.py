@@ -4,7 +4,8 @@ Contract: `train_dpo` reads prompts and pairs from parquet and trains one adapte
 start has an adapter, and training goes on with it against any reference on the same base model (`reference: initial`);
 or the start is a plain model, a new adapter begins, and the reference is that model itself (`reference: previous`,
 after `merge_adapter`). The reference is a frozen adapter beside the policy's, never a second copy of the model. It runs once
-over the pairs (reference.py); the steps run the policy alone.
+over the pairs (reference.py); the steps run the policy alone. Without LoRA, policy and reference are models of their own, and
+the reference leaves the memory before the first step.
 
 DPO: Rafailov et al. 2023, loss -log sigmoid(beta * ((log p/p_ref)(chosen) - (log p/p_ref)(rejected))).
 """
@@ -23,7 +24,7 @@ from dream_ray.train.batches import of_like_length
 from dream_ray.train.policy import Policy, check_model_folder, fetch_folder
 from dream_ray.train.ray_adapter import TrainResult
 from dream_ray.train.reference import reference_key, use_stored_reference
-from dream_ray.train.sft import load_model, new_adapter
+from dream_ray.train.sft import for_whole_model, load_model, new_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +41,7 @@ def train_dpo(
     start: Policy,
     reference: Policy,
     student: StudentConfig,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     dpo: DpoConfig,
     images: ImageConfig,
     seed: int,
@@ -58,7 +59,7 @@ def train_dpo(
     loads where the policies do not fit together or a setting cannot work, and TrainingBroken.
     """
     check_model_folder(start.model)
-    _check_policies(start, reference)
+    _check_policies(start, reference, whole=lora is None)
     if dpo.stop.asks and not probes:
         raise ConfigError(
             "dpo.stop bounds the answers to benign prompts, but there are none in the development split that a source labels "
@@ -75,6 +76,7 @@ def train_dpo(
         "output": ray_adapter.absolute(output),
         "probes": tuple(probes),
         "model": ray_adapter.absolute(start.model),
+        "reference_model": ray_adapter.absolute(reference.model),
         "start_adapter": start.adapter and ray_adapter.absolute(start.adapter),
         "reference_adapter": reference.adapter and ray_adapter.absolute(reference.adapter),
         "student": student,
@@ -87,7 +89,14 @@ def train_dpo(
     return dataclasses.replace(result, skipped=skipped)
 
 
-def _check_policies(start: Policy, reference: Policy) -> None:
+def _check_policies(start: Policy, reference: Policy, whole: bool) -> None:
+    if whole:
+        if adapters := [policy for policy in (start, reference) if policy.adapter is not None]:
+            raise ConfigError(
+                f"lora is null, so all weights are trained, but the policy {adapters[0].name} has the adapter "
+                f"{adapters[0].adapter}. Merge it first, or set lora."
+            )
+        return
     if ray_adapter.absolute(start.model) != ray_adapter.absolute(reference.model):
         raise ConfigError(
             f"The policy {start.name} stands on {start.model} and the reference {reference.name} on {reference.model}. "
@@ -109,7 +118,12 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
     from dream_ray.train.collapse import CollapseWatch
 
     dpo: DpoConfig = settings["dpo"]
-    model, reader = load_model(settings, arguments["bf16"])
+    whole = settings["lora"] is None
+    model, reader = load_model(settings, arguments["bf16"] and not whole)
+    reference = None
+    if whole:
+        arguments |= for_whole_model(model, arguments)
+        reference, _ = load_model(settings | {"model": settings["reference_model"]}, arguments["bf16"])
     with ScratchFolder("train") as scratch:
         new = settings["start_adapter"] is None
         if not new:
@@ -118,10 +132,11 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
         dataset = data.preference_dataset(settings["prompts"], settings["pairs"], reader, settings["skip"])
         trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"])(
             model=model,
+            ref_model=reference,
             args=trl.DPOConfig(seed=settings["seed"], **loss_arguments(dpo), **arguments),
             train_dataset=dataset,
             processing_class=reader.processor,
-            peft_config=new_adapter(settings["lora"]) if new else None,
+            peft_config=new_adapter(settings["lora"]) if new and not whole else None,
         )
         if not new:
             adapter = settings["reference_adapter"]

@@ -1,11 +1,11 @@
-"""Ray Train around a Hugging Face trainer: workers, threads, checkpoints, resume, progress, the adapter that comes out.
+"""Ray Train around a Hugging Face trainer: workers, threads, checkpoints, resume, progress, the policy that comes out.
 
 Contract: `fit` runs a function that builds a trainer on every Ray Train worker (in this process where
 `num_workers` is 0), lets it train, and returns what rank 0 saw. A checkpoint goes to Ray Train's storage after each
 epoch, or every `checkpoint_steps`, while training goes on; after a crash, of a worker or of the whole driver, the same call
-goes on from the last one. The final adapter is in `output`/adapter when `fit` returns, and the log in `output`/training.jsonl
-while it runs. What trying again would not mend (a loss that is no number, no memory, an image that is gone) raises
-TrainingBroken. Nothing here knows SFT from DPO.
+goes on from the last one. When `fit` returns, the adapter is in `output`/adapter, or the model in `output`/model where all of
+it is trained; while it runs, the log is in `output`/training.jsonl. What trying again would not mend (a loss that is no
+number, no memory, an image that is gone) raises TrainingBroken. Nothing here knows SFT from DPO.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
 from dream_ray.stopwatch import Stopwatch
 from dream_ray.train.data import TrainingBroken
+from dream_ray.train.layout import rename_for_engines
 from dream_ray.train.policy import store_folder
 from dream_ray.train.scaling import (
     allow_fsdp_on_cpu,
@@ -66,15 +68,17 @@ LOG_LINES = 50
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave. `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order.
+    """What a training gave: a LoRA adapter or, where all weights were trained, a model.
 
+    `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order.
     `tokens` counts the non-padding tokens of all batches that were trained on, of all workers. `stopped` says why the
     training ended before its time, with the weights after `steps` steps; "" where it did not. `skipped` counts the rows
     that were left out, by reason. `gpu_held_s` are seconds times the workers' GPUs, `gpu_idle_s` those of them before and
     after the training itself.
     """
 
-    adapter: str
+    adapter: str | None
+    model: str | None
     steps: int
     examples: int
     loss: float
@@ -175,19 +179,18 @@ def fit(
         raise
     if "broken" in seen:
         raise TrainingBroken(f"{seen['broken']}\n{KEPT}")
-    return TrainResult(adapter=files.join(output, "adapter"), seconds=time.monotonic() - started, **seen)
+    kind = seen.pop("kind")
+    adapter, model = (files.join(output, name) if kind == name else None for name in ("adapter", "model"))
+    return TrainResult(adapter=adapter, model=model, seconds=time.monotonic() - started, **seen)
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     """On every worker: build, resume, train; rank 0 stores the adapter and returns what TrainResult needs."""
     import ray.train
-    from transformers import PrinterCallback
 
-    from dream_ray.train.answer_logits import (
-        score_answers_only,
-    )  # these import TRL and transformers, which takes seconds
+    # They import TRL and transformers, which takes seconds.
+    from dream_ray.train.answer_logits import score_answers_only
     from dream_ray.train.collapse import CollapseWatch, EarlyEnd, FiniteWatch
-    from dream_ray.train.numbers import EngineNumbers, reporters
 
     train: TrainConfig = config["train"]
     begun, trained = time.monotonic(), Stopwatch()
@@ -195,19 +198,13 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     context = ray.train.get_context()
     if not train.use_gpu:
         _use_all_cores(context.get_local_world_size())
-        score_answers_only()
         if train.strategy == "fsdp2":
             allow_fsdp_on_cpu()
-    with ScratchFolder("train") as scratch:
+    with ScratchFolder("train") as scratch, nullcontext() if train.use_gpu else score_answers_only():
         arguments = _arguments(train, Path(scratch, "trainer"), context.get_world_size())
         trainer = config["build"](config["settings"], arguments)
         prepare(trainer, train)
-        trainer.remove_callback(PrinterCallback)
-        callbacks = [EngineNumbers(trainer.model), FiniteWatch(), _report_callback(config["output"], train)]
-        for callback in (*callbacks, *reporters(train.report_to, config["output"], Path(scratch))):
-            trainer.add_callback(callback)
-        steps = _planned_steps(len(trainer.train_dataset), train)
-        trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
+        equip(trainer, train, config["output"], Path(scratch), _report_callback(config["output"], train))
         checkpoint = ray.train.get_checkpoint()
         trained.run(True)
         try:
@@ -230,15 +227,14 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         weights = trained_weights(trainer, train)
         if context.get_world_rank() != 0:
             return None
-        folder = Path(scratch, "adapter")
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
-        store_folder(folder, files.join(config["output"], "adapter"))
+        kind = _save(trainer, train, Path(scratch, "trained"), weights)
+        store_folder(Path(scratch, "trained"), files.join(config["output"], kind))
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     collapsed = next((end for end in ends if isinstance(end, CollapseWatch)), None)
     gpus = context.get_world_size() if train.use_gpu else 0
     held = time.monotonic() - begun
     return {
+        "kind": kind,
         "steps": collapsed.good_step if collapsed else trainer.state.global_step,
         "examples": len(trainer.train_dataset),
         "loss": [entry["loss"] for entry in history if "loss" in entry][-1],
@@ -248,6 +244,39 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         "gpu_held_s": gpus * held,
         "gpu_idle_s": gpus * (held - trained.seconds),
     }
+
+
+def _save(trainer: "Trainer", train: TrainConfig, folder: Path, weights: dict[str, Any] | None) -> str:
+    """Write what was trained, as transformers loads it; says whether it is an "adapter" or a "model"."""
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
+        return "adapter"
+    # Weights are trained in float32; with bf16 an engine reads them in bfloat16 anyway, at half the size.
+    dtype = torch.bfloat16 if train.bf16 else torch.float32
+    whole = model.state_dict() if weights is None else weights
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in whole.items()})
+    trainer.processing_class.save_pretrained(folder)
+    rename_for_engines(folder)
+    return "model"
+
+
+def equip(trainer: "Trainer", train: TrainConfig, output: str, scratch: Path, *others: "TrainerCallback") -> None:
+    """Give a trainer what every training here has: its numbers, its watch over them, its files; `others` before the files."""
+    from transformers import PrinterCallback
+
+    from dream_ray.train.collapse import FiniteWatch
+    from dream_ray.train.numbers import EngineNumbers, reporters
+
+    trainer.remove_callback(PrinterCallback)
+    callbacks = [EngineNumbers(trainer.model), FiniteWatch(), *others]
+    for callback in (*callbacks, *reporters(train.report_to, output, scratch)):
+        trainer.add_callback(callback)
+    steps = _planned_steps(len(trainer.train_dataset), train)
+    trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

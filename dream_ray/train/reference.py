@@ -1,6 +1,6 @@
 """The reference's log-probabilities: computed once for each pair, stored, read by all later epochs and attempts.
 
-    <folder>/<key>/00000256.parquet    `ReferenceLogProb` rows; the name says how many lay there before
+    <folder>/<key>/*.parquet    `ReferenceLogProb` rows; each file's name is a hash of its pairs' ids
 
 Contract: `reference_key` names what the numbers depend on besides the pair itself, so a folder beside the pairs serves every
 training that uses the same reference, with whatever loss, rate or number of epochs. `use_stored_reference` makes a
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from dream_ray import files
 from dream_ray.progress import Progress, write_training
-from dream_ray.records import ReferenceLogProb, to_table
+from dream_ray.records import ReferenceLogProb, stable_id, to_table
 from dream_ray.train.data import PAIR_ID, TrainingBroken
 from dream_ray.train.policy import Policy, model_digest
 
@@ -79,11 +79,11 @@ def read_stored(folder: str) -> Stored:
     return stored
 
 
-def _store(folder: str, before: int, rows: Stored) -> None:
+def _store(folder: str, rows: Stored) -> None:
     table = to_table(ReferenceLogProb, [ReferenceLogProb(name, *values) for name, values in rows.items()])
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    files.write_atomic(files.join(folder, f"{before:08d}.parquet"), buffer.getvalue())
+    files.write_atomic(files.join(folder, f"{stable_id('pairs', sorted(rows))}.parquet"), buffer.getvalue())
 
 
 class StoredReferenceCollator:
@@ -139,7 +139,7 @@ def _complete(trainer: "DPOTrainer", collate: StoredReferenceCollator, folder: s
     columns = rows.select_columns([PAIR_ID, "chosen", "rejected"]).with_format("arrow")[:]
     pair_ids = columns[PAIR_ID].to_pylist()
     # Rank 0's view is everybody's: a file may appear between two listings.
-    stored = _from_rank_0(read_stored(folder) if accelerator.is_main_process else None)
+    stored: Stored = _from_rank_0(read_stored(folder) if accelerator.is_main_process else None)
     missing = [index for index, pair_id in enumerate(pair_ids) if pair_id not in stored]
     logger.info("reference: %d of %d pairs to do", len(missing), len(pair_ids))
     if not missing:
@@ -157,7 +157,7 @@ def _complete(trainer: "DPOTrainer", collate: StoredReferenceCollator, folder: s
         found = _compute(trainer, collate, missing[first : first + together], size)
         computed = {pair_ids[index]: values for index, values in found.items()}
         if accelerator.is_main_process:
-            _store(folder, len(stored), computed)
+            _store(folder, computed)
         stored |= computed
         done = min(first + together, len(missing))
         rate = done / max(time.monotonic() - started, 1e-9)

@@ -1,14 +1,16 @@
 """Supervised fine-tuning on demonstrations: policy 0.
 
 Contract: `train_sft` reads prompts and demonstrations from parquet, trains one new LoRA adapter on the language model's
-projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `output`/adapter. The base model's weights
-do not change. Call it from a driver; the work happens in Ray Train workers.
+projections with TRL's SFTTrainer, loss on the answers only, and leaves it in `output`/adapter; the base model's weights
+do not change. Without LoRA it trains all weights but the vision tower's and leaves a model in `output`/model. Call it from a
+driver; the work happens in Ray Train workers.
 """
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ClusterConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.doctor.shape import seeing
 from dream_ray.records import Demonstration
 from dream_ray.student import StudentReader
 from dream_ray.train import data, ray_adapter
@@ -26,7 +28,7 @@ def train_sft(
     prompts: list[str],
     demonstrations: list[str],
     student: StudentConfig,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     sft: SftConfig,
     images: ImageConfig,
     seed: int,
@@ -34,8 +36,9 @@ def train_sft(
     max_failure_rate: float = 0.0,
     cluster: ClusterConfig | None = None,
 ) -> TrainResult:
-    """Train an adapter on demonstrations of train-split prompts (parquet uris of Prompt and Demonstration).
+    """Train an adapter, or with `lora` None the whole model, on demonstrations of train-split prompts.
 
+    `prompts` and `demonstrations` are parquet uris of Prompt and Demonstration.
     Demonstrations that cannot be learnt from (data.unusable_rows) are left out and counted, up to a share of
     `max_failure_rate`. Raises ConfigError before anything loads where the model folder or the batch size cannot work, and
     TrainingBroken.
@@ -61,15 +64,31 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
-    model, reader = load_model(settings, arguments["bf16"])
+    whole = settings["lora"] is None
+    model, reader = load_model(settings, arguments["bf16"] and not whole)
+    if whole:
+        arguments |= for_whole_model(model, arguments)
     dataset = data.sft_dataset(settings["prompts"], settings["demonstrations"], reader, settings["skip"])
     return of_like_length(SFTTrainer, data.sizes(dataset), settings["seed"])(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
         train_dataset=dataset,
         processing_class=reader.processor,
-        peft_config=new_adapter(settings["lora"]),
+        peft_config=None if whole else new_adapter(settings["lora"]),
     )
+
+
+def for_whole_model(model: "PreTrainedModel", arguments: dict[str, Any]) -> dict[str, Any]:
+    """Freeze the vision tower of a model of which the rest is trained; what the trainer's arguments have to say of it.
+
+    The model is to be in float32, which with `bf16` holds the weights beside bfloat16 arithmetic: in bfloat16 an update is
+    often smaller than a weight's last bit.
+    """
+    for name, parameter in model.named_parameters():
+        if seeing(name):
+            parameter.requires_grad_(False)
+    # A batch without a picture gives no gradient to what joins pictures to the language model.
+    return {"ddp_find_unused_parameters": True} if "ddp_find_unused_parameters" in arguments else {}
 
 
 def load_model(settings: dict[str, Any], bf16: bool) -> tuple["PreTrainedModel", StudentReader]:

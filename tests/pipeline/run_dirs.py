@@ -64,7 +64,14 @@ class RunDir:
         self.prompts = [row for split in Split for row in self._prompts(split)]
 
     def stage(
-        self, key: str, kind: type, rows: Iterable[Any], inputs: Iterable[str] = (), setting: int = 0, minute: int = 0
+        self,
+        key: str,
+        kind: type,
+        rows: Iterable[Any],
+        inputs: Iterable[str] = (),
+        setting: int = 0,
+        minute: int = 0,
+        extra: dict[str, Any] | None = None,
     ) -> StageRef:
         """Write a finished stage, in one part a split, and add it to the history."""
         digests = {name: next(ref.fingerprint for ref in reversed(self.refs) if ref.key == name) for name in inputs}
@@ -79,7 +86,7 @@ class RunDir:
             stage=key, fingerprint=ref.fingerprint, version=1, settings={"setting": setting}, inputs=digests,
             rows_in=len(rows) + 1, rows_out=len(rows), failed=1, failures={"timeout": 1}, prompt_tokens=10,
             completion_tokens=20, cost_usd=0.5, seconds=2.0,
-            finished_at=f"2026-01-01T{len(self.refs):02d}:{minute:02d}:00+00:00", libraries={},
+            finished_at=f"2026-01-01T{len(self.refs):02d}:{minute:02d}:00+00:00", libraries={}, extra=extra or {},
         )  # fmt: skip
         self.store.finish(ref, manifest)
         self.refs.append(ref)

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from dream_ray.cli import app
 from dream_ray.config import ConfigError
-from dream_ray.pipeline.reporting import write_comparison, write_report
-from dream_ray.records import Prompt
+from dream_ray.pipeline.past_run import read_run
+from dream_ray.pipeline.reporting import report_data, write_comparison, write_report
+from dream_ray.records import Prompt, TrainingStep
 from tests.object_store import object_store
 from tests.pipeline.run_dirs import MARKS, PER_SPLIT, REFUSED, RunDir
 
@@ -282,3 +283,15 @@ def test_one_run_is_no_comparison(run_dir: Path) -> None:
     done = CliRunner().invoke(app, ["compare", str(run_dir)])
     assert done.exit_code == 2
     assert "needs two or more" in " ".join(done.stderr.split())
+
+
+def test_a_training_that_ended_early_or_left_rows_out_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path).whole(rounds=1)
+    before = report_data(read_run(str(tmp_path))).caveats
+    extra = {"stopped": "kl = 31 is above dpo.stop.max_kl = 30", "steps": 7, "skipped": {"image_missing": 2}}
+    run.stage("round-1/dpo", TrainingStep, [TrainingStep(1, 0.5, "loss", 0.6)], ["round-1/pair"], extra=extra)
+    said = [words for words in report_data(read_run(str(tmp_path))).caveats if words not in before]
+    assert said == [
+        "round-1/dpo was stopped, and its policy has the weights after 7 steps: kl = 31 is above dpo.stop.max_kl = 30.",
+        "round-1/dpo left out rows that cannot be learnt from: image_missing x2.",
+    ]

@@ -12,7 +12,6 @@ def test_only_answer_tokens_reach_the_vocabulary_and_the_numbers_stay(tiny_model
 
     from dream_ray.train.answer_logits import score_answers_only
 
-    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)  # restores it after the test
     scored: list[int] = []
     kernel = utils._ChunkedLogProbFunction
 
@@ -30,9 +29,10 @@ def test_only_answer_tokens_reach_the_vocabulary_and_the_numbers_stay(tiny_model
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "fused_lm_head": True}
 
     everywhere = model(**inputs)
-    score_answers_only()
-    answers = model(**inputs)
+    with score_answers_only():
+        answers = model(**inputs)
+    model(**inputs)
 
-    assert scored == [18, 8]
+    assert scored == [18, 8, 18]
     torch.testing.assert_close(answers.log_probs, everywhere.log_probs)
     torch.testing.assert_close(answers.loss, everywhere.loss)
