@@ -152,6 +152,8 @@ def fit(
     )
     try:
         seen = trainer.fit().return_value
+    except (TrainingBroken, BadImage) as error:  # in this process
+        raise TrainingBroken(f"{error}\n{KEPT}") from error
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
             if isinstance(cause, (TrainingBroken, BadImage)):
@@ -230,8 +232,10 @@ def _save(trainer: "Trainer", train: TrainConfig, folder: Path, weights: dict[st
     # Weights are trained in float32; with bf16 an engine reads them in bfloat16 anyway, at half the size.
     dtype = torch.bfloat16 if train.bf16 else torch.float32
     whole = model.state_dict() if weights is None else weights
-    model.config.dtype = dtype
     model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in whole.items()})
+    # transformers wrote the dtype of the model in memory.
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     trainer.processing_class.save_pretrained(folder)
     rename_for_engines(folder)
     return "model"
