@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--pictures", type=int, default=2_000)
     parser.add_argument("--part-rows", type=int, default=256)
+    parser.add_argument(
+        "--model", default="build/student", help="the model folder whose processor measures the prompts"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +66,7 @@ def main() -> None:
         config = Config.model_validate(
             {
                 "name": "ingest",
-                "student": {"model": "none"},
+                "student": {"model": options.model},
                 "part_rows": options.part_rows,
                 "sources": [{"path": str(path)}],
                 "cluster": {"local_num_cpus": 4},

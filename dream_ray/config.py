@@ -276,9 +276,10 @@ class TrainConfig(Section):
                 raise ValueError(f"num_workers = [{least}, {most}] has to be [least, most] with 1 <= least <= most")
         elif self.num_workers < 0:
             raise ValueError(f"num_workers = {self.num_workers} is below 0; 0 trains inside the driver")
-        if self.strategy != "ddp" and self.num_workers == 0:
+        if self.strategy != "ddp" and self.workers[0] < 2:
             raise ValueError(
-                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = 0 has none; set 1 or more"
+                f"strategy = {self.strategy!r} cuts a model over workers, and num_workers = {self.num_workers} allows a single "
+                "one; set 2 or more"
             )
         return self
 

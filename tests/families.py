@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-TORCHVISION = {"qwen2_5_vl", "qwen3_vl", "smolvlm"}
-"""Families whose processor reads videos as well, for which transformers wants torchvision."""
+from dream_ray.train.families import NEEDS
 
 IN_EVERY_RUN = "idefics3"
 
@@ -42,8 +41,9 @@ def needs(family: str) -> None:
     asked = os.environ.get("DREAM_RAY_FAMILIES", IN_EVERY_RUN)
     if asked != "all" and family not in asked.split(","):
         pytest.skip(f"the family {family} runs with DREAM_RAY_FAMILIES=all or a list with it")
-    if family in TORCHVISION and find_spec("torchvision") is None:
-        pytest.skip(f"transformers' processor of {family} needs torchvision")
+    for package in NEEDS.get(ARCHITECTURES[family], ()):
+        if find_spec(package) is None:
+            pytest.skip(f"{family} needs the package {package}")
 
 
 def build(family: str, folder: Path) -> Path:
@@ -311,4 +311,13 @@ FAMILIES: dict[str, Callable[[], tuple[Any, type, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
+}
+
+ARCHITECTURES = {
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "smolvlm": "SmolVLMForConditionalGeneration",
 }

@@ -128,6 +128,7 @@ def _settings(config: Config, train: TrainConfig, micro_batch_size: int) -> Trai
         # A reference that is a model of its own has left the memory when the first step starts.
         reference=dpo and config.dpo.reference == "initial" and config.lora is not None,
         on_gpu=train.use_gpu,
+        shards=1 if train.strategy == "ddp" else train.workers[0],
     )
 
 
@@ -145,9 +146,10 @@ def _training(config: Config, name: str, train: TrainConfig, shape: ModelShape, 
         return memory.full_training(shape, settings) if config.lora is None else memory.lora_training(shape, settings)
 
     settings = _settings(config, train, train.micro_batch_size)
+    cut = f", cut over {settings.shards} workers" if settings.shards > 1 else ""
     what = (
         f"{settings.sequences} sequence{'s' if settings.sequences > 1 else ''} of {settings.tokens} tokens, "
-        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}"
+        f"gradient checkpointing {'on' if settings.checkpointing else 'off'}{cut}"
     )
     found = Finding(name, shape, train.use_gpu, copies, needed(settings), limit, what)
     if found.total <= limit:
@@ -160,22 +162,28 @@ def _training_advice(
     config: Config, name: str, train: TrainConfig, found: Finding, needed: Callable[[Training], Parts]
 ) -> str:
     """The gentlest change that makes a training fit, found by trying; what else there is where none does."""
-    tried = [(train.micro_batch_size, train.bf16)]
-    tried += [(size, train.bf16) for size in _halves(train.micro_batch_size)]
+    sizes = [train.micro_batch_size, *_halves(train.micro_batch_size)]
+    # bf16 is asked for first, cutting the model last: it costs time in every step.
+    kept = [(size, train.bf16, train.strategy) for size in sizes]
     if train.use_gpu and not train.bf16:
-        tried = [(train.micro_batch_size, True), *tried, *((size, True) for size in _halves(train.micro_batch_size))]
-    for size, bf16 in tried:
-        settings = dataclasses.replace(_settings(config, train, size), bf16=bf16)
+        kept = [(sizes[0], True, train.strategy), *kept, *((size, True, train.strategy) for size in sizes[1:])]
+    cuts = train.use_gpu and train.strategy == "ddp" and train.workers[0] > 1
+    cut = [(size, True, "fsdp2") for size in sizes] if cuts else []
+    for size, bf16, strategy in [*kept, *cut]:
+        settings = dataclasses.replace(
+            _settings(config, train, size), bf16=bf16, shards=1 if strategy == "ddp" else train.workers[0]
+        )
         total = found.copies * sum(needed(settings).values())
         if total <= found.limit:
             changes = [f"{name}.bf16=true"] if bf16 != train.bf16 else []
+            changes += [f"{name}.strategy={strategy}"] if strategy != train.strategy else []
             changes += [f"{name}.micro_batch_size={size}"] if size != train.micro_batch_size else []
             return f"set {' '.join(changes)}: {total / GIB:.1f} GiB"
     if not found.on_gpu and found.copies > 1:
         return f"lower {name}.num_workers (each worker holds the whole model), or student.max_model_len"
     return (
-        f"no {name}.micro_batch_size makes it fit: lower student.max_model_len, or take a smaller student or a larger GPU "
-        "(each worker holds the whole model)"
+        f"no {name}.micro_batch_size makes it fit: lower student.max_model_len, or take a smaller student, a larger GPU or, "
+        f"with {name}.strategy=fsdp2, more of them"
     )
 
 

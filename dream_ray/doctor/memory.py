@@ -49,6 +49,7 @@ class Training:
 
     `sequences` are those of a micro batch: its examples in SFT, twice as many in DPO (chosen and rejected). `tokens` is the
     longest sequence, padding included. `reference` says that a second, frozen adapter is held (DPO against policy 0).
+    `shards` is over how many workers the model is cut (FSDP2, ZeRO-3), 1 where each holds it whole.
     """
 
     sequences: int
@@ -60,42 +61,62 @@ class Training:
     target_modules: str
     reference: bool
     on_gpu: bool
+    shards: int = 1
 
 
 def lora_training(shape: ModelShape, train: Training) -> Parts:
     """One worker's memory where an adapter is trained on frozen weights.
 
     Weights in bfloat16 or float32. PEFT keeps the adapter in float32 (autocast_adapter_dtype), and so are its gradients and
-    AdamW's two moments: 4 + 4 + 8 bytes a trained parameter. DDP copies gradients into its buckets once more
-    (gradient_as_bucket_view is off).
+    AdamW's two moments: 4 + 4 + 8 bytes a trained parameter.
     """
     adapter = adapter_parameters(shape, train.rank, train.target_modules)
-    return {
-        "weights": float(shape.parameters * _bytes(train.bf16)),
-        "adapter": float(FLOAT * adapter * (2 if train.reference else 1)),
-        "gradients": float(FLOAT * adapter * (2 if train.workers > 1 else 1)),
-        "optimiser": float(2 * FLOAT * adapter),
-        **_of_a_step(shape, train),
+    held = {
+        "weights": shape.parameters * _bytes(train.bf16),
+        "adapter": FLOAT * adapter * (2 if train.reference else 1),
+        "gradients": FLOAT * adapter * _buckets(train),
+        "optimiser": 2 * FLOAT * adapter,
     }
+    return _cut(held, train) | gathered(shape, train, _bytes(train.bf16)) | _of_a_step(shape, train)
 
 
 def full_training(shape: ModelShape, train: Training) -> Parts:
-    """One worker's memory where all but the vision tower is trained, each worker holding everything (DDP).
+    """One worker's memory where all but the vision tower is trained.
 
     Mixed precision with AdamW takes 16 bytes a trained parameter before activations (Rajbhandari et al. 2020, ZeRO,
     section 3.1): float32 weights, gradients and two moments. A reference policy would be a second copy of the weights.
     """
     trained = shape.parameters - shape.vision_parameters
     second = shape.parameters * _bytes(train.bf16) if train.reference else 0
-    return {
-        "weights": float(FLOAT * trained + shape.vision_parameters * _bytes(train.bf16) + second),
-        "gradients": float(FLOAT * trained * (2 if train.workers > 1 else 1)),
-        "optimiser": float(2 * FLOAT * trained),
-        **_of_a_step(shape, train),
+    held = {
+        "weights": FLOAT * trained + shape.vision_parameters * _bytes(train.bf16) + second,
+        "gradients": FLOAT * trained * _buckets(train),
+        "optimiser": 2 * FLOAT * trained,
     }
+    # A layer's gradient is whole, in float32, until it is shared out.
+    return _cut(held, train) | gathered(shape, train, _bytes(train.bf16) + FLOAT) | _of_a_step(shape, train)
 
 
-def _of_a_step(shape: ModelShape, train: Training) -> Parts:
+def gathered(shape: ModelShape, train: Training, element_bytes: int) -> dict[str, float]:
+    """What a worker of a model that is cut holds whole for a moment: a layer at work and the next one on its way (Zhao et al.
+    2023, PyTorch FSDP, section 3.3), the embedding, and the vocabulary's matrix, which TRL's fused head gathers."""
+    if train.shards == 1:
+        return {}
+    ends = 2 * shape.vocabulary * shape.hidden
+    layer = max(0, shape.parameters - shape.vision_parameters - ends) / max(1, shape.layers)
+    return {"gathered": (2 * layer + ends) * element_bytes}
+
+
+def _buckets(train: Training) -> int:
+    """How often DDP holds gradients: once more in its buckets (gradient_as_bucket_view is off)."""
+    return 2 if train.workers > 1 and train.shards == 1 else 1
+
+
+def _cut(held: Mapping[str, float], train: Training) -> dict[str, float]:
+    return {name: float(size) / train.shards for name, size in held.items()}
+
+
+def _of_a_step(shape: ModelShape, train: Training) -> dict[str, float]:
     """What a training step holds whatever is trained."""
     return {
         "activations": activations(shape, train),

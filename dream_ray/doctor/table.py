@@ -10,7 +10,7 @@ from rich.text import Text
 from dream_ray.doctor.check import Diagnosis, Finding
 from dream_ray.doctor.memory import GIB
 
-PARTS = {"weights": "weights", "adapter": "adapter", "adapters": "adapter", "gradients": "optimiser",
+PARTS = {"weights": "weights", "gathered": "weights", "adapter": "adapter", "adapters": "adapter", "gradients": "optimiser",
          "optimiser": "optimiser", "activations": "activations", "step": "activations",
          "vocabulary": "activations", "images": "images", "KV cache": "KV cache", "runtime": "runtime"}  # fmt: skip
 """The columns that parts are shown in; gradients stand with the optimiser."""

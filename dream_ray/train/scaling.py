@@ -96,7 +96,7 @@ def strategy_arguments(train: TrainConfig) -> dict[str, Any]:
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Have accelerate shard between CPU workers, in this process, until it is done with.
+    """Have accelerate shard between CPU workers, in this process from now on.
 
     accelerate 1.15 turns FSDP on for kinds of accelerators alone and would silently train with DDP instead, though PyTorch
     shards over gloo as well. tests/train/test_scaling.py fails where this has no effect.

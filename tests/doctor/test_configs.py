@@ -10,7 +10,13 @@ from tests.conftest import REPOSITORY
 from tests.doctor.published import publish
 
 CONFIGS = REPOSITORY / "configs"
-HARDWARE = {"llava-7b": (8, 8), "qwen2.5-vl-3b-24gb": (1, 1), "qwen2.5-vl-7b": (8, 8), "qwen2.5-vl-32b": (32, 32)}
+HARDWARE = {
+    "llava-7b": (8, 8),
+    "llava-7b-full": (8, 8),
+    "qwen2.5-vl-3b-24gb": (1, 1),
+    "qwen2.5-vl-7b": (8, 8),
+    "qwen2.5-vl-32b": (32, 32),
+}
 """GPUs that a config trains and samples on."""
 
 

@@ -55,6 +55,23 @@ def test_training_all_weights_takes_sixteen_bytes_a_parameter(llava: ModelShape)
     assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * trained + 2 * 303_507_456
 
 
+def test_a_model_that_is_cut_takes_a_share_and_what_is_gathered(llava: ModelShape) -> None:
+    cut = dataclasses.replace(STEP, shards=8)
+    parts, whole = memory.lora_training(llava, cut), memory.lora_training(llava, STEP)
+    assert parts["weights"] == whole["weights"] / 8
+    assert parts["gradients"] == 4 * 39_976_960 / 8  # no buckets
+    # Two of 32 layers, and the embedding and the vocabulary's matrix of 32064 x 4096, 2 bytes each.
+    ends = 2 * 32064 * 4096
+    layer = (7_063_427_072 - 303_507_456 - ends) / 32
+    assert parts["gathered"] == pytest.approx((2 * layer + ends) * 2)
+    assert "gathered" not in whole
+    assert parts["activations"] == whole["activations"]
+    full = memory.full_training(llava, dataclasses.replace(cut, target_modules=""))
+    trained = 7_063_427_072 - 303_507_456
+    assert full["weights"] + full["gradients"] + full["optimiser"] == (16 * trained + 2 * 303_507_456) / 8
+    assert full["gathered"] == pytest.approx((2 * layer + ends) * 6)
+
+
 def test_kv_cache_of_a_token(llava: ModelShape) -> None:
     use = EngineUse(gpus=1, dtype="bfloat16", max_model_len=1024)
     assert memory.kv_bytes_per_token(llava, use) == 2 * 32 * 4096 * 2

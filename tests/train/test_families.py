@@ -16,6 +16,12 @@ from tests import families
 LORA, ROLLOUT = LoraConfig(), RolloutConfig(adapters="request")
 
 
+@pytest.fixture(autouse=True)
+def all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all were installed that some family needs."""
+    monkeypatch.setattr(checked, "find_spec", lambda name: object())
+
+
 def write_model(folder: Path, architecture: str, names: dict[str, tuple[int, int]], **config: Any) -> StudentConfig:
     """A folder with a config and empty weights of some shapes."""
     import numpy
@@ -57,10 +63,12 @@ def test_other_architectures_keep_their_names() -> None:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = write_model(tmp_path / "a", "Qwen2_5_VLForConditionalGeneration", TEXT)
     monkeypatch.setattr(checked, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="package torchvision, which is not installed"):
+    with pytest.raises(ConfigError, match="load only with torchvision, not installed here"):
         check_student(student, LORA, ROLLOUT)
     monkeypatch.setattr(checked, "find_spec", lambda name: object())
     check_student(student, LORA, ROLLOUT)
+    monkeypatch.setattr(checked, "find_spec", lambda name: None)
+    check_student(write_model(tmp_path / "b", "Idefics3ForConditionalGeneration", TEXT), LORA, ROLLOUT)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def test_an_elastic_training_keeps_its_batch():
         ({"num_workers": -1}, "below 0"),
         ({"num_workers": (0, 2)}, r"\[least, most\]"),
         ({"num_workers": (3, 2)}, r"\[least, most\]"),
-        ({"num_workers": 0, "strategy": "fsdp2"}, "has none"),
+        ({"num_workers": 0, "strategy": "fsdp2"}, "allows a single one"),
+        ({"num_workers": (1, 4), "strategy": "zero3"}, "allows a single one"),
     ],
 )
 def test_workers_that_make_no_sense_are_refused(settings: dict[str, Any], message: str):
@@ -56,8 +57,8 @@ def test_workers_that_make_no_sense_are_refused(settings: dict[str, Any], messag
 def test_a_strategy_that_lacks_its_package_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scaling, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package deepspeed"):
-        check_strategy(SftConfig(strategy="zero3", use_gpu=True))
-    check_strategy(SftConfig(strategy="fsdp2"))
+        check_strategy(SftConfig(strategy="zero3", use_gpu=True, num_workers=2))
+    check_strategy(SftConfig(strategy="fsdp2", num_workers=2))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def engine_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(student: StudentConfig, run_files: dict[str, str], **more: object) -> dict[str, object]:
     given = {name: [uri] for name, uri in run_files.items()}
     return given | {
-        "model": student.model, "student": student, "lora": LORA, "images": ImageConfig(), "seed": 0,
+        "model": student.model, "student": student, "lora": LORA, "images": ImageConfig(), "seed": 0, "skip": (),
     } | more  # fmt: skip
 
 
@@ -60,7 +60,10 @@ def test_training_reads_the_tokens_that_are_sampled_from(
 ) -> None:
     reader = StudentReader(Path(student.model), student, ImageConfig())
     end = reader.processor.tokenizer.eos_token_id
-    more = {"beta": 0.1, "sft_weight": 0.0, "start_adapter": None, "reference_adapter": None}
+    more = {
+        "dpo": DPO, "start_adapter": None, "reference_adapter": None, "stored": str(tmp_path), "output": str(tmp_path),
+        "probes": (),
+    }  # fmt: skip
     for build, config in ((build_sft, SFT), (build_dpo, DPO)):
         arguments = ray_adapter._arguments(config, tmp_path / "scratch")
         trainer = build(settings(student, run_files, **more), arguments)
