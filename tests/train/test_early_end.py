@@ -9,7 +9,7 @@ import pytest
 from dream_ray.config import CollapseConfig, ConfigError, DpoConfig, ImageConfig, SftConfig, StudentConfig
 from dream_ray.records import Risk, Split, Turn, make_prompt
 from dream_ray.train import ray_adapter
-from dream_ray.train.data import TrainingBroken
+from dream_ray.train.broken import TrainingBroken
 from dream_ray.train.policy import Policy
 from dream_ray.train.sft import build_trainer as build_sft
 from tests.train.conftest import draw
