@@ -84,9 +84,7 @@ def test_a_collapse_ends_the_round_with_the_last_good_weights(tiny_model: Path, 
         for other in range(one):
             assert any(not torch.equal(weights[one][name], weights[other][name]) for name in weights[0])
 
-    asking = DPO.model_copy(
-        update={"stop": CollapseConfig(max_length_ratio=100, max_benign_refusal=0.99, probe_tokens=48), "epochs": 1}
-    )
+    asking = DPO.model_copy(update={"stop": CollapseConfig(max_length_ratio=100, probe_tokens=48), "epochs": 1})
     asked = dpo_once(tiny_model, run_files, tmp_path / "asked", start, start, asking, stored=stored, probes=probes)
     before = asked.history[0]
     assert before["step"] == 0
