@@ -18,6 +18,7 @@ from dream_ray.records import schema_of
 from dream_ray.sources.demo import write_demo
 from tests.conftest import REPOSITORY
 from tests.leftovers import Leftovers
+from tests.object_store import ObjectStore, object_store
 
 SMALL = [
     "rounds=1", "part_rows=4", "rollout.k=2", "rollout.max_tokens=12", "sft.epochs=1", "dpo.epochs=1",
@@ -45,7 +46,7 @@ def run(
     )
 
 
-def finished(target: Path) -> dict[str, float]:
+def finished_stages(target: Path) -> dict[str, float]:
     """The finished stages of a run and when each was."""
     stages = target / "stages"
     return {
@@ -92,42 +93,69 @@ ALONE = {
 """What each job adds to what the jobs before it made."""
 
 
+RUN = "s3://runs/loop"
+
+TURNS = "cluster.resources={rollout: {%s: 0.6}, judge: {%s: 0.6}, training: {%s: 0.6}}".replace(
+    "%s", "'node:__internal_head__'"
+)
+"""Of what the machine has once, engines, judge and training want more than half each: no two have room together."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path: Path) -> None:
-    """One job after the other; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what they made; a
-    second time there is nothing to do; nothing is left behind."""
+def test_stages_alone_then_killed_then_the_whole_loop(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job after the other on a bucket; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what
+    they made, on a machine where stages have to take turns; a second time there is nothing to do; nothing is left behind."""
     (tmp_path / "tmp").mkdir()
+    with object_store(monkeypatch) as store:
+        stages_alone_then_killed_then_the_whole_loop(arguments, tmp_path, store)
+
+
+def stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path: Path, store: ObjectStore) -> None:
+    """The test, on a bucket."""
     left = Leftovers(tmp_path / "tmp")
     target = tmp_path / "run"
-    where = ("--run-dir", str(target), *arguments)
+    where = ("--run-dir", RUN, *arguments)
 
-    def go_on(job: str) -> str:
+    def finished() -> dict[str, float]:
+        """The finished stages, in a copy of the bucket that the checks read."""
+        store.download("runs/loop", target)
+        return finished_stages(target)
+
+    def go_on(job: str, *more: str) -> str:
         """Run a job to its end: it begins with what is done and leaves that alone."""
-        done_before = finished(target) if target.exists() else {}
-        ended = run(*where, job=job, environment=left.environment)
+        done_before = finished()
+        ended = run(*where, *more, job=job, environment=left.environment)
         assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         assert all(f"{key}: done earlier" in ended.stdout for key in done_before)
-        assert done_before.items() <= finished(target).items()
+        assert done_before.items() <= finished().items()
         return ended.stdout
 
     go_on("disentangle")
-    assert set(finished(target)) == set(ALONE["disentangle"])
+    assert set(finished()) == set(ALONE["disentangle"])
     sft, rollout = command(*where, job="sft"), command(*where, job="rollout")
     log = tmp_path / "ended.log"
     assert end_after(sft, left.environment, log, "sft: started", 3, signal.SIGKILL) == -signal.SIGKILL
-    assert set(finished(target)) == {*ALONE["disentangle"], "demonstrate"}
+    assert set(finished()) == {*ALONE["disentangle"], "demonstrate"}
     assert end_after(rollout, left.environment, log, "Loading safetensors", 3, signal.SIGINT) == 130
-    assert set(finished(target)) == {*ALONE["disentangle"], *ALONE["sft"]}
+    assert set(finished()) == {*ALONE["disentangle"], *ALONE["sft"]}
     left.expect_none()
     go_on("rollout")
-    assert set(finished(target)) == {*ALONE["disentangle"], *ALONE["sft"], *ALONE["rollout"]}
+    assert set(finished()) == {*ALONE["disentangle"], *ALONE["sft"], *ALONE["rollout"]}
     go_on("dpo")
-    assert set(finished(target)) == {key for keys in ALONE.values() for key in keys}
-    printed = go_on("rlaif")
+    assert set(finished()) == {key for keys in ALONE.values() for key in keys}
+    printed = go_on("rlaif", TURNS)
+    assert "all answers are sampled, then judged" in printed
+    assert printed.count("scorer: taken down") == 2  # for the engines of policy 1, and before the benchmarks
     assert "report:" in printed
     assert "round 1: " in printed
     check_outputs(target)
+    page = (target / "report.html").read_bytes()
+    written = write_report(RUN)
+    assert store.objects["runs/loop/report.html"] == page  # the run wrote what anybody can write again
+    assert written.runs["local"].finished
 
     start = time.monotonic()
     again = go_on("rlaif")
@@ -199,9 +227,6 @@ def check_outputs(target: Path) -> None:
     assert "rules" in page
     assert "policy-1" in page
     assert json.loads((target / "policy.json").read_text())["name"] in ("policy-0", "policy-1")
-    written = write_report(str(target))
-    assert (target / "report.html").read_text() == page  # the run wrote what anybody can write again
-    assert written.runs["local"].finished
     assert "| preference pairs, round 1 |" in (target / "model_card.md").read_text()
 
 
