@@ -1,13 +1,15 @@
 """A Ray cluster on this machine that grows and shrinks: a head without CPUs, and workers that Ray's autoscaler starts.
 
 Contract: `autoscaling_cluster` starts Ray's own autoscaler (v2) with Ray's fake provider, whose machines are raylets on this
-one, in a folder of its own, and ends whatever it started. Of what runs beside it, it touches nothing.
+one, in a folder of its own, with a token as on any cluster, and ends whatever it started. Of what runs beside it, it touches
+nothing.
 (`ray.cluster_utils.AutoscalingCluster` does the same, but begins and ends with `ray stop`, which ends every Ray on the machine,
 and wants a file that the package does not hold.)
 """
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -20,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
-from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.util import get_node_ip_address
 
 MARK = "DREAM_RAY_TEST_CLUSTER"
@@ -35,17 +36,22 @@ IDLE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class AutoscalingCluster:
-    """What runs: the addresses of Ray and of its dashboard."""
+    """What runs: the dashboard's address, and the token that it wants."""
 
-    gcs: str
     dashboard: str
+    token: str
     folder: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request to the dashboard brings."""
+        return {"Authorization": f"Bearer {self.token}"}
 
     def nodes(self) -> set[str]:
         """Ids of the workers that are alive."""
-        found: dict[Any, Any] = GcsClient(address=self.gcs).get_all_node_info()
-        alive = {key.hex() for key, node in found.items() if node.state == GcsNodeInfo.GcsNodeState.ALIVE}
-        return alive - {FAKE_HEAD_NODE_ID}
+        reply = httpx.get(f"{self.dashboard}/api/v0/nodes", headers=self.headers, trust_env=False, timeout=30)
+        found = reply.raise_for_status().json()["data"]["result"]["result"]
+        return {node["node_id"] for node in found if node["state"] == "ALIVE" and not node["is_head_node"]}
 
     def kill(self, node: str) -> None:
         """End a worker as a lost machine ends: without a word."""
@@ -82,13 +88,16 @@ def wait_until(what: str, true: Callable[[], bool], seconds: float) -> None:
 def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[AutoscalingCluster]:
     """A head, and up to `most` workers with these resources when somebody asks for them."""
     folder = Path(tempfile.mkdtemp(prefix="dream-ray-test-", dir="/tmp"))  # sockets' paths have to be short
-    port, dashboard = _free_ports(2)
+    port, dashboard, of_clients = _free_ports(3)
+    token = secrets.token_hex(32)
     gcs = f"{get_node_ip_address()}:{port}"
     (folder / "autoscaling.json").write_text(json.dumps(_config(gcs, resources, most)))
     environment = os.environ | {
         MARK: str(folder),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
@@ -97,13 +106,13 @@ def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[Auto
     }
     start = [
         "ray", "start", "--head", "--num-cpus=0", f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
-        "--dashboard-agent-listen-port=0", "--ray-client-server-port=0", f"--object-store-memory={OBJECT_STORE}",
+        "--dashboard-agent-listen-port=0", f"--ray-client-server-port={of_clients}", f"--object-store-memory={OBJECT_STORE}",
         f"--temp-dir={folder / 'ray'}", f"--autoscaling-config={folder / 'autoscaling.json'}",
     ]  # fmt: skip
     try:
         started = subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=120)
         assert started.returncode == 0, started.stdout + started.stderr
-        yield AutoscalingCluster(gcs, f"http://127.0.0.1:{dashboard}", folder)
+        yield AutoscalingCluster(f"http://127.0.0.1:{dashboard}", token, folder)
     finally:
         left = processes(folder)
         for process in left:

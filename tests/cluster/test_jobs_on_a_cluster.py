@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests.chat.openai_server import OpenAIServer
@@ -114,7 +115,9 @@ def rows(store: ObjectStore, kind: str) -> list[dict[str, Any]]:
 def test_a_job_brings_machines_up_survives_a_stop_and_a_lost_machine_and_lets_them_go(
     cluster: AutoscalingCluster, store: ObjectStore
 ) -> None:
-    client = JobSubmissionClient(cluster.dashboard)
+    with pytest.raises(AuthenticationError, match="Missing authentication token"):
+        JobSubmissionClient(cluster.dashboard, headers={"Authorization": ""})
+    client = JobSubmissionClient(cluster.dashboard, headers=cluster.headers)
     where = ("--run-dir", f"s3://{RUN}")
     assert cluster.nodes() == set()
     with Teacher(answer=seen) as teacher:

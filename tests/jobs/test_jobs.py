@@ -51,3 +51,17 @@ def test_rounds_are_counted_from_1(text: str, capsys: pytest.CaptureFixture[str]
 def test_the_scorer_has_no_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("serve_scorer", "--config", "any.yaml", "--run-dir", "runs/any") == 2
     assert "no meaning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", sorted({*JOBS} - {"serve_scorer"}))
+def test_results_in_a_submitted_jobs_copy_of_its_folder_are_refused(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    config = str(REPOSITORY / "configs" / "local.yaml")
+    assert call(job, "--config", config, "student.model=nowhere") == 2
+    assert "would lie in the copy of the working directory" in capsys.readouterr().err
+    assert call(job, "--config", config, "--run-dir", str(tmp_path / "mounted"), "student.model=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
