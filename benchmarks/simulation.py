@@ -56,7 +56,7 @@ TOKENS_PER_S_ALONE = 75.0
 """Of one answer that has the engine for itself: Llama 3.1 8B in bfloat16 with vLLM on an A100, from
 https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on, which finds hardly any slowing until 8 share it."""
 SLOTS = 256
-"""Answers that an engine works on at once, vLLM's own max_num_seqs on such a GPU."""
+"""Answers that an engine works on at once unless told otherwise: vLLM's own max_num_seqs on such a GPU."""
 
 WORDS = "garden river market window kettle bicycle lantern meadow harbour pencil orchard winter".split()
 SAID = (
@@ -68,15 +68,15 @@ SAID = (
 
 SINGLE = ("driver", "gcs", "Serve controller")
 """Kinds of which a cluster has one, however many nodes it has."""
-PER_NODE = ("raylet", "Serve proxy", "agents")
+PER_NODE = ("raylet", "Serve proxy")
 GPUS_PER_NODE = 8
 
 
 class SimulatedEngine:
-    """Answers that take as long as a 7B model's: SLOTS at once share the engine's speed evenly, the others queue."""
+    """Answers that take as long as a 7B model's: `slots` at once share the engine's speed evenly, the others queue."""
 
-    def __init__(self, slowdown: float, worked: Stopwatch):
-        self._slowdown, self._worked = slowdown, worked
+    def __init__(self, slowdown: float, slots: int, worked: Stopwatch):
+        self._slowdown, self._slots, self._worked = slowdown, slots, worked
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._running: list[tuple[float, int, asyncio.Future[None]]] = []
         """By the tokens that each answer will have seen generated beside it when it is done."""
@@ -98,7 +98,7 @@ class SimulatedEngine:
     async def _run(self) -> None:
         before = time.monotonic()
         while True:
-            while self._queue and len(self._running) < SLOTS:
+            while self._queue and len(self._running) < self._slots:
                 tokens, done = self._queue.popleft()
                 self._asked += 1
                 heapq.heappush(self._running, (self._generated + tokens, self._asked, done))
@@ -126,6 +126,7 @@ class SimulatedSampler(Sampler):
     def __init__(
         self,
         slowdown: float,
+        slots: int,
         tokens: int,
         folder: str,
         student: StudentConfig,
@@ -137,7 +138,7 @@ class SimulatedSampler(Sampler):
         """`tokens` is the mean length of answers; the worker leaves word of itself in `folder`."""
         self._images, self._tokens = images, tokens
         self._worked = gpus.watch() if gpus else Stopwatch()
-        self._simulated = SimulatedEngine(slowdown, self._worked)
+        self._simulated = SimulatedEngine(slowdown, slots, self._worked)
         self._word = Path(folder) / f"{uuid.uuid4().hex}.json"
         self._first: float | None = None
 
@@ -154,7 +155,7 @@ class SimulatedSampler(Sampler):
         return list(found)
 
     async def _answers(self, query: Query) -> Any:
-        drawn = [random.Random(query.params.seed + k) for k in range(query.params.n)]  # type: ignore[operator]
+        drawn = [random.Random(query.params.seed + k) for k in range(query.params.n)]
         texts = [_answer(chance, self._tokens, query.max_tokens) for chance in drawn]
         await asyncio.gather(*(self._simulated.generate(len(text.split())) for text in texts))
         outputs = [
@@ -281,7 +282,7 @@ def cluster_of(config: Config, gpus: int, store_gib: float) -> Iterator[None]:
         cluster.shutdown()
 
 
-def simulate(run: Run, monitor: Monitor, slowdown: float, tokens: int, words: Path) -> Done:
+def simulate(run: Run, monitor: Monitor, slowdown: float, slots: int, tokens: int, words: Path) -> Done:
     """All stages of a round's data, with a table of the one that samples; its finished stage."""
     policy = Policy("base", run.config.student.model, None)
     _stage("ingest", monitor, lambda: ingest(run))
@@ -293,11 +294,12 @@ def simulate(run: Run, monitor: Monitor, slowdown: float, tokens: int, words: Pa
         url()
         before = monitor.cpu()
         monitor.curve.clear()
-        with patch.object(sampling_stages, "Sampler", partial(SimulatedSampler, slowdown, tokens, str(words))):
+        with patch.object(sampling_stages, "Sampler", partial(SimulatedSampler, slowdown, slots, tokens, str(words))):
             sampled = sampling_stages.sample(run, [job], prompts, observed, url)[job.key]
         after = monitor.cpu()
     _print_sampling(sampled.rollouts, monitor, before, after, slowdown, run.config)
-    _stage("pair", monitor, lambda: pair(run, 1, observed, sampled.rollouts, sampled.judgements))
+    if run.config.rollout.k > 1:
+        _stage("pair", monitor, lambda: pair(run, 1, observed, sampled.rollouts, sampled.judgements))
     return sampled.rollouts
 
 
@@ -327,6 +329,13 @@ def _print_sampling(
     print(
         f"  {rows / seconds:.0f} answers/s; {workers} such GPUs give {wanted:.0f}/s, {wanted / slowdown:.0f}/s so slowed"
     )
+    (first, *_, last) = [point for point in monitor.curve if point[0]]
+    grown, used = last[1] - first[1], last[2] - first[2]
+    through = max(1.0, (last[0] - first[0]) / rows * parts)
+    print(
+        f"  driver: {1024 * grown / through:.1f} KiB kept and {1000 * used / through:.1f} ms CPU a part after the first "
+        f"{first[0]:,} answers"
+    )
     print("  driver, by answers done:")
     for share in (0.1, 0.25, 0.5, 0.75, 1.0):
         near = min(monitor.curve, key=lambda point: abs(point[0] - share * rows))
@@ -346,18 +355,18 @@ def _print_sampling(
         if kind in SINGLE or kind in PER_NODE:
             load[kind] = cores if kind in SINGLE else cores / max(1, workers / GPUS_PER_NODE)
         print(f"    {kind:24} {len(found):4} here   {1000 * cost:8.3f} ms   {cores:7.2f} cores")
-    first = max(load, key=lambda kind: load[kind])
-    print(f"  first to have too much to do: the {first}, {load[first]:.0%} of a core of its own at full speed")
+    busiest = max(load, key=lambda kind: load[kind])
+    print(f"  first to have too much to do: the {busiest}, {load[busiest]:.0%} of a core of its own at full speed")
 
 
-def _print_gpus(done: Done, words: Path) -> None:
+def _print_gpus(done: Done, slots: int, words: Path) -> None:
     manifest = done.manifest
     told = [json.loads(path.read_text()) for path in words.iterdir()]
-    span, worked, slots = (sum(column) for column in zip(*told, strict=True))
+    span, worked, full = (sum(column) for column in zip(*told, strict=True))
     print(
         f"\nGPUs: {manifest.gpu_held_s:.0f} s held, {manifest.gpu_idle_s / manifest.gpu_held_s:.1%} idle, start and end of the "
         f"pass included; between a worker's first question and its last answer {1 - worked / span:.1%} idle, and its "
-        f"{SLOTS} places were {slots / span / SLOTS:.0%} full"
+        f"{slots} places were {full / span / slots:.0%} full"
     )
 
 
@@ -368,6 +377,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--slowdown", type=float, default=1.0)
+    parser.add_argument("--slots", type=int, default=SLOTS, help="answers that an engine works on at once")
     parser.add_argument("--part-rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=100, help="mean length of an answer")
     parser.add_argument("--replicas", type=int, default=32, help="of the scorer")
@@ -400,11 +410,16 @@ def main() -> None:
             monitor.start()
             try:
                 rollouts = simulate(
-                    Run(config, str(folder / "run")), monitor, options.slowdown, options.tokens, folder / "workers"
+                    Run(config, str(folder / "run")),
+                    monitor,
+                    options.slowdown,
+                    options.slots,
+                    options.tokens,
+                    folder / "workers",
                 )
             finally:
                 monitor.close()
-        _print_gpus(rollouts, folder / "workers")
+        _print_gpus(rollouts, options.slots, folder / "workers")
 
 
 if __name__ == "__main__":
