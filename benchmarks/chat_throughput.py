@@ -1,7 +1,7 @@
 """What finding an endpoint's bound by itself costs the client, and what faults cost it.
 
-Contract: asks the same questions of the same local server (real HTTP, about the same time per call, more than `capacity` at once are
-refused with 429 and Retry-After) in turn in one run: with the client held at the best fixed concurrency, the server's
+Contract: asks the same questions of the same local server (real HTTP, about the same time per call, more than `capacity` at
+once are refused with 429 and Retry-After) in turn in one run: with the client held at the best fixed concurrency, the server's
 capacity; with the adaptive client; and with the adaptive client while a share of the calls fails at random. Prints the
 ratios of the last two to the first, the median and the spread. Run it from the repository's root:
 python -m benchmarks.chat_throughput
