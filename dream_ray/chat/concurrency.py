@@ -163,12 +163,12 @@ class AdaptiveLimit:
         self._opening = False
         bound = _bound(self._count)
         refused_share, broken_share = self._refused / self._count, self._broken / self._count
-        borne = self._borne / max(1, self._refused)  # on average: one refused by chance says little
+        served = self._borne / max(1, self._refused)  # on average: one refused by chance says little
         self._count = self._refused = self._broken = self._borne = 0
         self._judge_trial(broken_share)
         if refused_share > bound:
             # Where it refuses a burst, the rest of the burst was out as well.
-            self._lower(0.5 if self.fails_most and refused_share > DOWN else borne / self._limit, now)
+            self._lower(0.5 if self.fails_most and refused_share > DOWN else served / self._limit, now)
         elif broken_share - self._unrelieved > bound:
             self._tried = _Trial(self._limit, self._threshold, broken_share)
             self._lower(1 - broken_share + MARGIN, now)
