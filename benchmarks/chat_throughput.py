@@ -1,7 +1,7 @@
 """What finding an endpoint's bound by itself costs the client, and what faults cost it.
 
-Contract: asks the same questions of the same local server (real HTTP, a fixed time per call, more than `capacity` at once are
-refused with 429 and Retry-After) in turn in one run: with the client held at the best fixed concurrency, the server's
+Contract: asks the same questions of the same local server (real HTTP, about the same time per call, more than `capacity` at
+once are refused with 429 and Retry-After) in turn in one run: with the client held at the best fixed concurrency, the server's
 capacity; with the adaptive client; and with the adaptive client while a share of the calls fails at random. Prints the
 ratios of the last two to the first, the median and the spread. Run it from the repository's root:
 python -m benchmarks.chat_throughput
@@ -52,9 +52,9 @@ class FixedLimit(AdaptiveLimit):
         return round(self._maximum)
 
 
-def client(server: OpenAIServer, fixed: int | None) -> OpenAIChat:
+def client(base_url: str, fixed: int | None) -> OpenAIChat:
     """The client with its defaults, or held at `fixed` calls."""
-    config = OpenAIConfig(backend="openai", model="judge", base_url=server.base_url, api_key_env="")
+    config = OpenAIConfig(backend="openai", model="judge", base_url=base_url, api_key_env="")
     chat = OpenAIChat(config, load_templates())
     if fixed is not None:
         chat._limit = FixedLimit(fixed)
@@ -94,7 +94,7 @@ def ceilings(share: float) -> tuple[float, float]:
 def measure(arguments: argparse.Namespace, script: Script, fixed: int | None) -> Rates:
     """Ask all questions once."""
     with OpenAIServer(script, arguments.latency, arguments.spread, arguments.capacity) as server:
-        chat = client(server, fixed)
+        chat = client(server.base_url, fixed)
         started = time.perf_counter()
         replies = asyncio.run(ask_all(chat, arguments.questions))
         took = time.perf_counter() - started

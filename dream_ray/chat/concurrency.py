@@ -38,13 +38,10 @@ TOLERATED = 0.2
 """Share of refused, and of broken calls in a window that is not laid to our load."""
 
 DOWN = 0.5
-"""An endpoint that breaks this share of the calls is down: more of them at once serve nobody, whatever the cause."""
+"""An endpoint that fails this share of the calls is down: more of them at once serve nobody, whatever the cause."""
 
 CLIMB = 0.1
 """Growth per clear window once slow start is over."""
-
-REFUSES_MOST = 0.6
-"""Share of refused calls that halves the limit: so many come from a burst, beside which all the others were out, too."""
 
 MARGIN = 0.05
 """Share of broken calls that a decrease leaves: an endpoint that never breaks one is not used to the full."""
@@ -75,7 +72,7 @@ class AdaptiveLimit:
         self._maximum = float(maximum)
         self._limit = min(float(START), self._maximum)
         self._threshold = self._maximum
-        self._count = self._refused = self._broken = self._borne = self._plateau = 0
+        self._count = self._refused = self._broken = self._borne = self._plateau = self._answers = 0
         self._in_decrease = False
         self._opening = True
         self._step_at: float | None = None
@@ -110,6 +107,7 @@ class AdaptiveLimit:
 
     def answered(self, started: float, now: float) -> None:
         """A call came back with an answer."""
+        self._answers += 1
         took = now - started
         self.service_s = took if not self.service_s else self.service_s + SERVICE_WEIGHT * (took - self.service_s)
         self.failed(started, now)
@@ -145,8 +143,8 @@ class AdaptiveLimit:
     def _note(self, bad: bool, started: float, others: int) -> None:
         self._first_start = min(self._first_start, started)
         self._recent.append(bad)
-        # Faults come before answers: before the first answer, what is still out counts as fine.
-        unknown = others if not self.service_s else 0
+        # Faults come before answers: until there are some of these, what is still out counts as fine.
+        unknown = others if self._answers < RECENT else 0
         self.fails_most = 2 * sum(self._recent) >= len(self._recent) + unknown
 
     def _count_in(self, started: float, now: float, refused: int = 0, broken: int = 0, borne: int = 0) -> None:
@@ -165,11 +163,12 @@ class AdaptiveLimit:
         self._opening = False
         bound = _bound(self._count)
         refused_share, broken_share = self._refused / self._count, self._broken / self._count
-        borne = self._borne / max(1, self._refused)  # on average: one refused by chance says little
+        served = self._borne / max(1, self._refused)  # on average: one refused by chance says little
         self._count = self._refused = self._broken = self._borne = 0
         self._judge_trial(broken_share)
         if refused_share > bound:
-            self._lower(0.5 if refused_share > REFUSES_MOST else borne / self._limit, now)
+            # Where it refuses a burst, the rest of the burst was out as well.
+            self._lower(0.5 if self.fails_most and refused_share > DOWN else served / self._limit, now)
         elif broken_share - self._unrelieved > bound:
             self._tried = _Trial(self._limit, self._threshold, broken_share)
             self._lower(1 - broken_share + MARGIN, now)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dream_ray.chat.concurrency import START, AdaptiveLimit, Gate, HeldBack, Silence
+from dream_ray.chat.concurrency import START, STEP_S, AdaptiveLimit, Gate, HeldBack, Silence
 
 
 def simulate(
@@ -113,8 +113,8 @@ def test_a_slot_rests_where_the_endpoint_refuses_or_fails_most() -> None:
     limit = AdaptiveLimit(16)
     for _ in range(8):
         limit.answered(0.0, 2.0)
-    assert limit.refused(2.0, 2.5, others=7) == 1.5
-    assert [limit.broke(2.0, 2.5, others=7) for _ in range(7)] == [0.0] * 6 + [1.5]
+    assert limit.refused(2.0, 2.5, others=0) == 1.5
+    assert [limit.broke(2.0, 2.5, others=0) for _ in range(7)] == [0.0] * 6 + [1.5]
 
 
 @pytest.mark.parametrize("death", [{"capacity": 0}, {"capacity": 1000, "faulty": 1.0}], ids=["refuses", "breaks"])
@@ -128,6 +128,56 @@ def test_a_dead_endpoint_gets_one_call_at_a_time_and_comes_back(death: dict[str,
     assert all(after >= before // 2 for before, after in drops)
     _, history, _ = simulate(limit, 1000, capacity=1000, start=now)
     assert history[-1] == 64
+
+
+def test_the_limit_opens_with_time_while_questions_wait_and_few_are_refused() -> None:
+    limit = AdaptiveLimit(64)
+    moments = [limit.widen(0.0)]
+    assert limit.widen(0.05) == moments[0] == STEP_S  # too early
+    for _ in range(20):
+        if (moment := limit.widen(moments[-1] or 0.0)) is not None:
+            moments.append(moment)
+    assert limit.limit == 64
+    assert moments[-1] is not None
+    assert moments[-1] < 1
+    assert limit.widen(100.0) is None
+
+
+def test_an_endpoint_that_refuses_stops_the_opening_where_it_serves_the_others() -> None:
+    limit = AdaptiveLimit(64)
+    now: float | None = 0.0
+    while limit.limit < 39:
+        now = limit.widen(now or 0.0)
+    for refused in range(15):
+        limit.refused(0.0, 0.5, others=38 - min(refused, 7))
+    assert 31 <= limit.limit <= 36
+    assert limit.widen(100.0) is None
+
+
+def test_a_refused_slot_rests_for_as_long_as_the_first_answer_has_been_waited_for() -> None:
+    limit = AdaptiveLimit(64)
+    assert limit.refused(0.0, 0.1, others=15) == 0.0
+    assert limit.refused(0.4, 0.5, others=15) == pytest.approx(0.4)
+    assert limit.refused(60.0, 60.1, others=15) == pytest.approx(0.9)  # an endpoint that never answers is still tried
+
+
+def test_a_lower_limit_takes_the_resting_slots_first() -> None:
+    async def run() -> None:
+        limit = AdaptiveLimit(16)
+        gate = Gate(limit, 60)
+        for _ in range(16):
+            await gate.enter()
+        for _ in range(8):
+            gate.leave(rest_s=100)
+        for _ in range(5):
+            limit.refused(0.0, 0.0, others=8)
+        for _ in range(8):
+            gate.leave()
+        assert limit.limit == 8
+        for _ in range(8):
+            await asyncio.wait_for(gate.enter(), 1)
+
+    asyncio.run(run())
 
 
 def test_one_decrease_a_window_however_many_calls_fail_at_once() -> None:

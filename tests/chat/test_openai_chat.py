@@ -184,7 +184,7 @@ def test_an_endpoint_that_refuses_everybody_holds_new_questions_back() -> None:
 
 def test_a_pause_longer_than_the_deadline_fails_the_rows_at_once() -> None:
     async def run(chat: OpenAIChat) -> list[ChatReply]:
-        return await asyncio.gather(*(chat.ask(score_of(number)) for number in range(100)))
+        return await asyncio.gather(*(chat.ask(score_of(number)) for number in range(300)))
 
     with OpenAIServer(always(Fault.RATE_LIMITED), retry_after="3600") as server:
         started = time.monotonic()
@@ -192,7 +192,7 @@ def test_a_pause_longer_than_the_deadline_fails_the_rows_at_once() -> None:
         took = time.monotonic() - started
     reasons = {reply.reason for reply in replies}
     assert reasons == {"http_429", "held_back"}
-    assert len(server.calls) < 40
+    assert len(server.calls) < 100  # about as many as may be in flight
     assert took < 15
     assert all("3600" in reply.detail or "3599" in reply.detail for reply in replies if reply.reason == "held_back")
 
