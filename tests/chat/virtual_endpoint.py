@@ -90,7 +90,9 @@ class VirtualEndpoint:
             case Fault.CUT_JSON:
                 return _Failure("reply_malformed", "", again=True)
         self.delivered[question] += 1
-        return ChatCompletion.model_validate(_completion(fault, question, {"model": "judge", "response_format": {}}))
+        return ChatCompletion.model_validate(
+            _completion(fault, question, {"model": "judge", "response_format": {}}, None)
+        )
 
 
 def run(chat: OpenAIChat, endpoint: VirtualEndpoint, questions: int) -> tuple[list[ChatReply], float]:
