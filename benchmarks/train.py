@@ -86,12 +86,14 @@ def write_rows(folder: Path, count: int) -> dict[str, list[str]]:
     return found
 
 
-def plain_rows(rows: Any) -> Any:
-    """The same rows as a script would hold them for TRL: messages and pictures in a data set of their own."""
-    from datasets import Dataset
+def plain_rows(rows: Any, folder: Path) -> Any:
+    """The same rows as a script would hold them for TRL: texts, and pictures as files that `datasets` opens."""
+    from datasets import Dataset, Image, List
 
-    columns = [{name: value for name, value in row.items() if name != "pair_id"} for row in rows]
-    return Dataset.from_list(columns)
+    names = [name for name in rows[0] if name not in ("pair_id", "images")]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+    columns["images"] = [[str(folder / f"{number}.jpg")] for number in range(len(rows))]
+    return Dataset.from_dict(columns).cast_column("images", List(Image()))
 
 
 def plain_arguments(train: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def main() -> None:
         ) -> list[Side]:
             trainer = build(settings, ray_adapter._arguments(train, folder / "ours"))
             ray_adapter.equip(trainer, train, str(folder / "run"), folder)
-            script = plain(plain_rows(trainer.train_dataset))
+            script = plain(plain_rows(trainer.train_dataset, folder))
             return [Side(trainer, chosen.steps, around), Side(script, chosen.steps, nullcontext)]
 
         around = nullcontext if chosen.gpu else score_answers_only

@@ -34,7 +34,7 @@ from dream_ray.records import (
     from_table,
     to_table,
 )
-from dream_ray.train.data import TrainingBroken
+from dream_ray.train.broken import TrainingBroken
 from dream_ray.train.dpo import train_dpo
 from dream_ray.train.policy import Policy, merge_adapter
 from dream_ray.train.ray_adapter import TrainResult

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dream_ray import files
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Split, Turn, from_row, schema_of, stable_id
 from dream_ray.student import StudentReader
+from dream_ray.train.broken import TrainingBroken
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 PAIR_ID = "pair_id"
 """The column of a preference data set that tells its pairs apart."""
-
-
-class TrainingBroken(Exception):
-    """A training that cannot give a policy, or may not: the message says why and what to do. Trying again would not help."""
 
 
 ANSWERS = {Demonstration: ("answer",), PreferencePair: ("chosen", "rejected")}

@@ -25,7 +25,7 @@ from dream_ray.config import ConfigError, TrainConfig
 from dream_ray.images import BadImage
 from dream_ray.progress import Progress, write_training
 from dream_ray.scratch import ScratchFolder
-from dream_ray.train.data import TrainingBroken
+from dream_ray.train.broken import KEPT, NOT_FINITE, TrainingBroken, is_out_of_memory, no_memory
 from dream_ray.train.layout import rename_for_engines
 from dream_ray.train.policy import store_folder
 from dream_ray.train.scaling import (
@@ -51,12 +51,6 @@ wants one, and Ray always has some: beside busy processes on 2 cores a micro bat
 
 RUN_NAME = "ray_train"
 """The folder of Ray Train's checkpoints in a training's output."""
-
-KEPT = "What was trained before this stage is kept, and the checkpoints of this one are too."
-NOT_FINITE = (
-    "Training was given up: {reason}, so the weights are of no use. Lower the learning rate or max_grad_norm, raise "
-    "warmup_ratio, or train in float32 (bf16: false)."
-)
 
 LOG_LINES = 50
 """About how many lines of progress and points of history a training gives, at least every 10 steps."""
@@ -152,6 +146,8 @@ def fit(
     )
     try:
         seen = trainer.fit().return_value
+    except (TrainingBroken, BadImage) as error:  # in this process
+        raise TrainingBroken(f"{error}\n{KEPT}") from error
     except WorkerGroupError as error:
         for cause in error.worker_failures.values():
             if isinstance(cause, (TrainingBroken, BadImage)):
@@ -193,11 +189,11 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
                     logger.info("going on from a checkpoint")
                     trainer.train(resume_from_checkpoint=str(folder))
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if context.get_world_size() > 1:  # the others wait for this one and have to be ended with it
-                raise TrainingBroken(_no_memory(train, error)) from error
-            return {"broken": _no_memory(train, error)}
+                raise TrainingBroken(no_memory(train, error)) from error
+            return {"broken": no_memory(train, error)}
         ends = [it for it in trainer.callback_handler.callbacks if isinstance(it, EarlyEnd) and it.reason]
         if not_finite := [end.reason for end in ends if isinstance(end, FiniteWatch)]:
             return {"broken": NOT_FINITE.format(reason=not_finite[0])}
@@ -230,8 +226,10 @@ def _save(trainer: "Trainer", train: TrainConfig, folder: Path, weights: dict[st
     # Weights are trained in float32; with bf16 an engine reads them in bfloat16 anyway, at half the size.
     dtype = torch.bfloat16 if train.bf16 else torch.float32
     whole = model.state_dict() if weights is None else weights
-    model.config.dtype = dtype
     model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in whole.items()})
+    # transformers wrote the dtype of the model in memory.
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     trainer.processing_class.save_pretrained(folder)
     rename_for_engines(folder)
     return "model"
@@ -250,26 +248,6 @@ def equip(trainer: "Trainer", train: TrainConfig, output: str, scratch: Path, *o
         trainer.add_callback(callback)
     steps = _planned_steps(len(trainer.train_dataset), train)
     trainer.args.logging_steps = max(1, min(10, steps // LOG_LINES))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """True for both forms that PyTorch gives it: a class of its own on GPUs, words on a CPU."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _no_memory(train: TrainConfig, error: RuntimeError) -> str:
-    """What to do where a step does not fit, the cheapest remedy first."""
-    remedies = [] if train.micro_batch_size == 1 else [f"lower micro_batch_size (now {train.micro_batch_size})"]
-    remedies += [] if train.checkpointing else ["set gradient_checkpointing: true"]
-    remedies += [] if train.bf16 else ["set bf16: true"]
-    remedies += ["cap the images' pixels in the model's processor", "take more or larger GPUs"]
-    return (
-        f"Training ran out of memory: {str(error).splitlines()[0]} Remedies, the cheapest first: {'; '.join(remedies)}. "
-        "batch_size may stay as it is: what a worker does not hold at once is accumulated. `dream-ray doctor` estimates the "
-        "memory before anything loads."
-    )
 
 
 def _arguments(train: TrainConfig, folder: Path, workers: int = 1) -> dict[str, Any]:

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from dream_ray import files
 from dream_ray.progress import Progress, write_training
 from dream_ray.records import ReferenceLogProb, stable_id, to_table
-from dream_ray.train.data import PAIR_ID, TrainingBroken
+from dream_ray.train.broken import TrainingBroken
+from dream_ray.train.data import PAIR_ID
 from dream_ray.train.policy import Policy, model_digest
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dream_ray.images import BadImage
 from dream_ray.records import Demonstration, PreferencePair, Prompt, Risk, from_table, to_table
 from dream_ray.student import StudentReader
 from dream_ray.train import data
+from dream_ray.train.broken import TrainingBroken
 
 NO_READER: Any = None
 """For what is refused, or looked at, before a row is read."""
@@ -127,12 +128,10 @@ def test_good_rows_are_all_kept(run_files):
 
 def test_too_many_bad_rows_end_the_training(run_files, tmp_path: Path):
     (tmp_path / "2.png").unlink()
-    with pytest.raises(
-        data.TrainingBroken, match=r"1 of 12 rows cannot be trained on \(image_missing x1; .* allows 5.0%"
-    ):
+    with pytest.raises(TrainingBroken, match=r"1 of 12 rows cannot be trained on \(image_missing x1; .* allows 5.0%"):
         data.unusable_rows(Demonstration, [run_files["prompts"]], [run_files["demonstrations"]], 0.05)
     for number in range(12):
         (tmp_path / f"{number}.png").unlink(missing_ok=True)
     pairs = rows_to_learn(run_files, tmp_path, PreferencePair, lambda index, row: replace(row, chosen=""))
-    with pytest.raises(data.TrainingBroken, match="12 of 12 rows"):
+    with pytest.raises(TrainingBroken, match="12 of 12 rows"):
         data.unusable_rows(PreferencePair, [run_files["prompts"]], [pairs], 1.0)

@@ -9,7 +9,7 @@ import pytest
 from dream_ray.config import CollapseConfig, ConfigError, DpoConfig, ImageConfig, SftConfig, StudentConfig
 from dream_ray.records import Risk, Split, Turn, make_prompt
 from dream_ray.train import ray_adapter
-from dream_ray.train.data import TrainingBroken
+from dream_ray.train.broken import TrainingBroken
 from dream_ray.train.policy import Policy
 from dream_ray.train.sft import build_trainer as build_sft
 from tests.train.conftest import draw
@@ -66,26 +66,25 @@ def test_a_collapse_ends_the_round_with_the_last_good_weights(tiny_model: Path, 
     assert all(math.isfinite(entry["kl"]) for entry in logged.values())
     assert logged[1]["kl"] == pytest.approx(0, abs=1e-3)  # before the first update the policy is the reference
     margins = [logged[step]["rewards/margins"] for step in range(1, 10)]
-    last_good = next(step for step in range(1, 9) if margins[step] > 0.2 and max(margins[:step]) <= 0.2)
-
-    bounded = DPO.model_copy(update={"stop": CollapseConfig(max_margin=0.2)})
-    ended = dpo_once(tiny_model, run_files, tmp_path / "ended", start, start, bounded, stored=stored)
-    assert "is above dpo.stop.max_margin = 0.2" in ended.stopped
-    assert ended.steps == last_good
-    assert [entry["step"] for entry in ended.history if "loss" in entry] == list(range(1, last_good + 2))
-    # The weights are those after `last_good` steps: not the start's, not the last ones, and such that a longer leash, which
-    # ends at a later step, gives others.
-    looser = DPO.model_copy(update={"stop": CollapseConfig(max_margin=margins[last_good] + 1e-3)})
-    later = dpo_once(tiny_model, run_files, tmp_path / "later", start, start, looser, stored=stored)
-    assert later.steps > ended.steps
+    # Steps (from 0) whose margin is above all before: a bound just below it ends a training there, one step too late for
+    # its own weights, which are then those of the step before.
+    rises = [step for step in range(1, 9) if margins[step] > max(margins[:step])]
+    results = []
+    for name, step in (("ended", rises[1]), ("later", rises[-1])):
+        bound = (max(margins[:step]) + margins[step]) / 2
+        bounded = DPO.model_copy(update={"stop": CollapseConfig(max_margin=bound)})
+        results.append(dpo_once(tiny_model, run_files, tmp_path / name, start, start, bounded, stored=stored))
+        assert "is above dpo.stop.max_margin = " in results[-1].stopped
+        assert results[-1].steps == step
+        assert [entry["step"] for entry in results[-1].history if "loss" in entry] == list(range(1, step + 2))
+    ended, later = results
+    assert ended.steps < later.steps
     weights = [adapter_weights(it.adapter) for it in (sft, ended, later, whole)]
     for one in range(4):
         for other in range(one):
             assert any(not torch.equal(weights[one][name], weights[other][name]) for name in weights[0])
 
-    asking = DPO.model_copy(
-        update={"stop": CollapseConfig(max_length_ratio=100, max_benign_refusal=0.99, probe_tokens=48), "epochs": 1}
-    )
+    asking = DPO.model_copy(update={"stop": CollapseConfig(max_length_ratio=100, probe_tokens=48), "epochs": 1})
     asked = dpo_once(tiny_model, run_files, tmp_path / "asked", start, start, asking, stored=stored, probes=probes)
     before = asked.history[0]
     assert before["step"] == 0

@@ -7,9 +7,9 @@ import pytest
 
 from dream_ray.config import ConfigError, SftConfig
 from dream_ray.train import scaling
+from dream_ray.train.broken import no_memory
 from dream_ray.train.ray_adapter import (
     RUN_NAME,
-    _no_memory,
     check_reporters,
     drop_torn_checkpoints,
 )
@@ -88,8 +88,8 @@ def test_a_reporter_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_lack_of_memory_names_what_is_left_to_try() -> None:
     error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")
-    words = _no_memory(SftConfig(micro_batch_size=4), error)
+    words = no_memory(SftConfig(micro_batch_size=4), error)
     assert "lower micro_batch_size (now 4); set gradient_checkpointing: true; set bf16: true" in words
     assert "More words" not in words
-    words = _no_memory(SftConfig(micro_batch_size=1, use_gpu=True, bf16=True), error)
+    words = no_memory(SftConfig(micro_batch_size=1, use_gpu=True, bf16=True), error)
     assert not any(name in words for name in ("micro_batch_size", "gradient_checkpointing", "bf16"))
