@@ -118,6 +118,13 @@ def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[Auto
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=20)
+        shutil.rmtree("/tmp/i7auto_logs", ignore_errors=True)
+        shutil.copytree(
+            folder / "ray",
+            "/tmp/i7auto_logs",
+            symlinks=True,
+            ignore=lambda d, n: [x for x in n if x in ("sockets", "runtime_resources") or x.startswith("sockets")],
+            dirs_exist_ok=True,
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -132,8 +139,15 @@ def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
         "max_workers": most,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "provider": {
-            "type": "external", "module": module, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+            "type": "external",
+            "module": module,
             "gcs_address": gcs,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+            # What such a machine needs no more: Ray is installed, all share one address, and their commands are empty.
+            "disable_node_updaters": True,
+            "use_node_id_as_ip": True,
+            "disable_launch_config_check": True,
         },
         "auth": {},
         "head_node_type": "ray.head.default",
