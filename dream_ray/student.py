@@ -69,7 +69,7 @@ class StudentReader:
         """
         prompt = self.prompt(turns)
         messages = to_messages([*turns, Turn("assistant", text, ())])
-        whole = self.processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        whole: str = self.processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
         whole = whole if whole.startswith(prompt) else _opening(self.processor.tokenizer) + whole
         if not whole.startswith(prompt):
             raise ConfigError(
@@ -81,7 +81,7 @@ class StudentReader:
         after = rest.rpartition(text.strip())[2] if text.strip() else rest
         if any(stop in after for stop in self._stops):
             return rest
-        return rest.rstrip() + self.processor.tokenizer.eos_token
+        return f"{rest.rstrip()}{self.processor.tokenizer.eos_token}"
 
     def pixels(self, turns: Sequence[Turn]) -> "list[Image]":
         """The pictures of a dialogue within the student's pixel cap. Raises BadImage."""

@@ -153,7 +153,8 @@ def trained_weights(trainer: "Trainer", train: TrainConfig) -> dict[str, "Tensor
         # Of a model with an adapter the adapter alone: the rest did not change.
         adapter_only = hasattr(trainer.model, "peft_config")
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter_only)
-        return dict(get_model_state_dict(trainer.model, options=options))
+        weights: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
+        return weights
     if train.strategy == "zero3":
         return dict(trainer.accelerator.get_state_dict(trainer.deepspeed))
     return None
