@@ -118,13 +118,6 @@ def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[Auto
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=20)
-        shutil.rmtree("/tmp/i7auto_logs", ignore_errors=True)
-        shutil.copytree(
-            folder / "ray",
-            "/tmp/i7auto_logs",
-            symlinks=True,
-            ignore=lambda d, n: [x for x in n if x in ("sockets", "runtime_resources") or x.startswith("sockets")],
-            dirs_exist_ok=True,
         shutil.rmtree(folder, ignore_errors=True)
 
 
