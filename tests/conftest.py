@@ -1,12 +1,16 @@
 """Shared by all tests: the environment of workers, and what is expensive to make once."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Before Ray or transformers are imported: workers inherit it, and nothing asks a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Tests that run in the background ignore Ctrl-C, and commands inherit that; some of them are to be ended by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import ConfigError, TrainConfig
+from dream_ray.doctor.shape import seeing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,13 +131,20 @@ def prepare(trainer: "Trainer", train: TrainConfig) -> None:
 
 
 def layer_classes(model: "Module") -> set[str]:
-    """The classes of a model's layers: what its longest lists of equal modules hold, in language model and vision tower."""
+    """The classes of a language model's layers: what its lists of equal modules hold.
+
+    The vision tower's are not cut: a worker whose batch has no image would not ask for its share of them, while the others
+    wait for it. The tower is part of what is gathered at each step's beginning.
+    """
     from torch.nn import ModuleList
 
     return {
         type(found[0]).__name__
-        for found in model.modules()
-        if isinstance(found, ModuleList) and len({type(layer) for layer in found}) == 1 and _is_layer(found[0])
+        for name, found in model.named_modules()
+        if not seeing(name)
+        and isinstance(found, ModuleList)
+        and len({type(layer) for layer in found}) == 1
+        and _is_layer(found[0])
     }
 
 

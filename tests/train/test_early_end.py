@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dream_ray.config import CollapseConfig, ConfigError, DpoConfig, ImageConfig, SftConfig, StudentConfig
+from dream_ray.config import (
+    ClusterConfig,
+    CollapseConfig,
+    ConfigError,
+    DpoConfig,
+    ImageConfig,
+    SftConfig,
+    StudentConfig,
+)
 from dream_ray.records import Risk, Split, Turn, make_prompt
 from dream_ray.train import ray_adapter
 from dream_ray.train.broken import TrainingBroken
@@ -132,7 +140,7 @@ def fit_sft(model: Path, run_files, output: Path, config: SftConfig, spoil):
         "images": ImageConfig(),
         "seed": 0,
     }
-    return ray_adapter.fit(build, settings, config, str(output))
+    return ray_adapter.fit(build, settings, config, str(output), ClusterConfig())
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tiny_model: Path, run_files, tmp_path: Path):

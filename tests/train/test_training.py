@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dream_ray import files
-from dream_ray.config import ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
+from dream_ray.config import ClusterConfig, ConfigError, DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig
 from dream_ray.student import StudentReader
 from dream_ray.train import ray_adapter
 from dream_ray.train.data import preference_dataset
@@ -314,4 +314,4 @@ def fit_with_one_crash(
         "seed": 0,
         "skip": (),
     }
-    return ray_adapter.fit(build, settings, config, str(folder / "crash"))
+    return ray_adapter.fit(build, settings, config, str(folder / "crash"), ClusterConfig())
