@@ -30,13 +30,13 @@ def order(sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int, epoch: i
     """
     random = np.random.default_rng((seed, epoch))
     window = batch_size * max(1, min(WINDOW, len(sizes) // (4 * batch_size)))
-    shuffled = random.permutation(len(sizes)).tolist()
+    shuffled: list[int] = random.permutation(len(sizes)).tolist()
     full = len(sizes) - len(sizes) % batch_size
     batches = []
     for start in range(0, full, window):
         rows = sorted(shuffled[start : min(start + window, full)], key=sizes.__getitem__)
         batches += [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-    return [row for batch in random.permutation(len(batches)) for row in batches[batch]] + shuffled[full:]
+    return [row for batch in random.permutation(len(batches)).tolist() for row in batches[batch]] + shuffled[full:]
 
 
 def of_like_length(trainer: "type[TrainerClass]", sizes: Sequence[tuple[int, ...]], seed: int) -> "type[TrainerClass]":
