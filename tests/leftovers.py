@@ -1,7 +1,8 @@
 """What a run may leave behind on its machine: processes, shared memory and temporary folders; for tests that expect nothing.
 
-Not counted, as they are Ray's and next to nothing: its logs in /tmp/ray/session_*, which stay by design, and the folder of a
-socket or two that its dashboard makes through Python's multiprocessing and is killed before it can remove.
+Not counted, as they are next to nothing: Ray's logs in /tmp/ray/session_*, which stay by design; the folder of a socket or
+two that its dashboard makes through Python's multiprocessing and is killed before it can remove; the empty folder of PyTorch's
+compiler, a cache that stays by design.
 """
 
 import os
@@ -12,7 +13,7 @@ import psutil
 
 END_SECONDS = 45.0
 """How long the last processes of a run may take to end."""
-SOCKETS = "pymp-"
+SOCKETS, COMPILER = "pymp-", "torchinductor_"
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -28,7 +29,7 @@ class Leftovers:
 
     def left(self) -> list[str]:
         """What there is of the commands now."""
-        files = {f"temporary: {path.name}" for path in self._folder.iterdir() if not path.name.startswith(SOCKETS)}
+        files = {f"temporary: {path.name}" for path in self._folder.iterdir() if not path.name.startswith((SOCKETS, COMPILER))}
         return sorted(self._processes() | (_segments() - self._segments) | files)
 
     def expect_none(self) -> None:
