@@ -29,7 +29,11 @@ class Leftovers:
 
     def left(self) -> list[str]:
         """What there is of the commands now."""
-        files = {f"temporary: {path.name}" for path in self._folder.iterdir() if not path.name.startswith((SOCKETS, COMPILER))}
+        files = {
+            f"temporary: {path.name}"
+            for path in self._folder.iterdir()
+            if not path.name.startswith((SOCKETS, COMPILER))
+        }
         return sorted(self._processes() | (_segments() - self._segments) | files)
 
     def expect_none(self) -> None:

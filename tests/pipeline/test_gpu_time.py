@@ -98,13 +98,16 @@ def test_every_metric_of_a_run_is_at_rays_endpoint(two_gpus: None, tmp_path: Pat
         time.sleep(2.5)
         measures.count_rows("round-1/rollout", 30, {"timeout": 2})
         measures.count_tokens("round-1/rollout", 900, 300)
-        measures.show_waiting("sampling round-1", 64)
         ledger = ray.remote(Ledger).remote(str(tmp_path / "ledger"), None)
-        ray.get([ledger.begin.remote("round-1/judge"), ledger.add.remote(0.25)])
-        found = read_metrics()
+        ray.get(ledger.begin.remote("round-1/judge"))
+        ray.get(ledger.add.remote(0.25))
+        found: dict[tuple[str, ...], float] = {}
+        deadline = time.monotonic() + 60
         while not found.keys() >= EXPECTED:
+            assert time.monotonic() < deadline, EXPECTED - found.keys()
+            measures.show_waiting("sampling round-1", 64)  # Ray shows a gauge until it is read, then what is set next
             time.sleep(0.5)
-            found = read_metrics()
+            found |= read_metrics()
         for key, least in EXPECTED_VALUES.items():
             assert found[key] == least
         return {"round-1/rollout": Outcome(Tally(rows_out=30))}
