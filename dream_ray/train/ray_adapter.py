@@ -137,7 +137,12 @@ def fit(
     output = absolute(output)
     drop_torn_checkpoints(output)
     started = time.monotonic()
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Ctrl-C to the command. Ray's handler stays after the training, when it stops nothing any more."""
+
+    trainer = Trainer(
         _work,
         train_loop_config={"build": build, "settings": settings, "train": train, "output": output},
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),

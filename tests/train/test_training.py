@@ -1,6 +1,7 @@
 """SFT and DPO on a tiny random multimodal model, in this process and under Ray Train."""
 
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     import torch
 
     before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     sft = sft_once(tiny_model, run_files, tmp_path / "sft")
     assert (sft.steps, sft.examples) == (6, 12)
     losses = [entry["loss"] for entry in sft.history if "loss" in entry]
@@ -90,6 +92,7 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     assert losses[-1] < losses[0]
     assert sft.loss == losses[-1]
     assert sft.tokens > 12 * 40
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # Ray Train has one of its own, which outlives the training
 
     policy = Policy("policy-0", str(tiny_model), sft.adapter)
     dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, policy)
