@@ -197,7 +197,7 @@ def _grade_target(job: Job) -> Target:
 def _graded(run: Run, jobs: Sequence[Job], dataset: ray.data.Dataset) -> ray.data.Dataset:
     """The operator that asks the judge about sampled answers."""
     config = run.config
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         GradeActor,
         fn_constructor_args=(
             config.judge.chat,

@@ -169,7 +169,7 @@ def disentangle(run: Run, prompts: Done) -> Done:
             "disentangle",
             items,
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 KeepRoute,
                 fn_constructor_args=(DisentangleActor, config.teacher, config.images, run.services),
                 **_actors(run),
@@ -201,7 +201,7 @@ def demonstrate(run: Run, prompts: Done, observed: Done) -> Done:
             "demonstrate",
             training_items("demonstrate", observed),
             read,
-            lambda dataset: dataset.map_batches(
+            lambda dataset: dataset.map_batches_internal(
                 KeepRoute,
                 fn_constructor_args=(DemonstrateActor, config.teacher, config.images, run.services),
                 **_actors(run),

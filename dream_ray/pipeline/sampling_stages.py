@@ -125,7 +125,7 @@ def _sample_and_judge(
 def with_samples(dataset: ray.data.Dataset, config: Config, model: str) -> ray.data.Dataset:
     """The operator that samples answers to SampleRequest rows from a base model and its adapters."""
     student = config.student.model_copy(update={"model": model})
-    return dataset.map_batches(
+    return dataset.map_batches_internal(
         Sampler,
         fn_constructor_args=(student, config.rollout, config.lora.rank, config.images),
         batch_format="pyarrow",
