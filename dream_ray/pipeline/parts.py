@@ -226,7 +226,9 @@ def run_pass(
     """Execute one pass and return the tally of each target by its stage key.
 
     `read(job, part)` yields the rows of a work item, in a Ray task; `stages` adds the operators that turn them into rows
-    with the columns `job`, `part`, `error` and each target's `column`. Raises StageFailed.
+    with the columns `job`, `part`, `error` and each target's `column`. Operators that may hold GPUs are added by
+    `map_batches_internal`: `map_batches` refuses them whole blocks, as blocks may be large; ours are parts. Raises
+    StageFailed.
     """
     if not items:
         raise StageFailed(

@@ -97,3 +97,16 @@ def test_a_pass_that_fails_leaves_no_process(
     with pytest.raises(ray.exceptions.RayTaskError, match="changes nothing"):
         sample(student, [[request_of(prompt, adapter=make_adapter(0.0))]])
     wait_until_none_is_left()
+
+
+def test_whole_parts_go_to_actors_with_gpus(student: Path) -> None:
+    """Ray's own check stands in `map_batches` alone; where it moves, no stage with a GPU could start."""
+    parts = ray.data.from_arrow([pa.table({"row": [1, 2]}), pa.table({"row": [3]})])
+    options = {
+        "fn_constructor_args": (StudentConfig(model=str(student)), RolloutConfig(), 16, ImageConfig()),
+        "batch_format": "pyarrow", "batch_size": None, **sampler_arguments(RolloutConfig(gpus_per_engine=1)),
+    }  # fmt: skip
+    assert options["num_gpus"] == 1
+    with pytest.raises(ValueError, match="batch_size"):
+        parts.map_batches(Sampler, **options)
+    parts.map_batches_internal(Sampler, **options)
