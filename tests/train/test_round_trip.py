@@ -26,7 +26,7 @@ def test_vllm_answers_as_transformers_does(
         lora=LoraConfig(rank=16),
         sft=SftConfig(learning_rate=1e-2, epochs=2, batch_size=4, micro_batch_size=4, num_workers=0),
         images=ImageConfig(),
-        seed=0,
+        seed=2,
         output=str(tmp_path),
     )
     merged = merge_adapter(Policy("policy-0", str(tiny_model), result.adapter), str(tmp_path / "merged"))
