@@ -81,7 +81,6 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     import torch
 
     before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
     sft = sft_once(tiny_model, run_files, tmp_path / "sft")
     assert (sft.steps, sft.examples) == (6, 12)
     losses = [entry["loss"] for entry in sft.history if "loss" in entry]
@@ -89,7 +88,6 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     assert losses[-1] < losses[0]
     assert sft.loss == losses[-1]
     assert sft.tokens > 12 * 40
-    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # Ray Train has one of its own, which outlives the training
 
     policy = Policy("policy-0", str(tiny_model), sft.adapter)
     dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, policy)
@@ -205,7 +203,9 @@ def test_two_workers_under_ray_train_give_what_one_process_gives(tiny_model: Pat
     import torch
 
     alone = sft_once(tiny_model, run_files, tmp_path / "alone")
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update={"num_workers": 2}))
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # Ray Train has one of its own, which outlives the training
     assert (spread.steps, spread.examples) == (alone.steps, alone.examples)
     one, two = adapter_weights(alone.adapter), adapter_weights(spread.adapter)
     assert one.keys() == two.keys()
