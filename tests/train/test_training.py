@@ -84,7 +84,6 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     import torch
 
     before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
     sft = sft_once(tiny_model, run_files, tmp_path / "sft")
     assert (sft.steps, sft.examples) == (6, 12)
     losses = [entry["loss"] for entry in sft.history if "loss" in entry]
@@ -92,7 +91,6 @@ def test_sft_then_dpo_then_load(tiny_model: Path, run_files, tmp_path: Path):
     assert losses[-1] < losses[0]
     assert sft.loss == losses[-1]
     assert sft.tokens > 12 * 40
-    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # Ray Train has one of its own, which outlives the training
 
     policy = Policy("policy-0", str(tiny_model), sft.adapter)
     dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, policy)
@@ -185,7 +183,9 @@ def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_
     one_by_one = {"micro_batch_size": 1}
     two = {**one_by_one, "num_workers": 2, "strategy": strategy}
     alone = sft_once(tiny_model, run_files, tmp_path / "alone", SFT.model_copy(update=one_by_one))
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update=two))
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # Ray Train has one of its own, which outlives the training
     assert (spread.steps, spread.examples, spread.tokens) == (alone.steps, alone.examples, alone.tokens)
     assert losses(spread) == pytest.approx(losses(alone), abs=1e-3)
     assert losses(alone)[-1] < losses(alone)[0] - 0.1
