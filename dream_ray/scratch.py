@@ -12,12 +12,8 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 import weakref
 from pathlib import Path
-
-YOUNG_SECONDS = 60.0
-"""A folder younger than this is left alone: its process may not have locked it yet."""
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
@@ -25,11 +21,11 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
 
     def __init__(self, purpose: str):
         remove_abandoned(Path(tempfile.gettempdir()))
-        super().__init__(prefix=f"{_prefix()}{purpose}-", ignore_cleanup_errors=True)
-        # The system lets go of the lock with the process. Where it knows no locks, nothing is swept.
-        handle = os.open(self.name, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handle = None
+        while handle is None:  # until none was taken for an abandoned one between its making and its locking
+            super().__init__(prefix=f"{_prefix()}{purpose}-", ignore_cleanup_errors=True)
+            handle = _hold(self.name)
+        # The system lets go of the lock with the process.
         weakref.finalize(self, os.close, handle)
 
 
@@ -37,20 +33,33 @@ def remove_abandoned(parent: Path) -> None:
     """Remove the scratch folders of processes that have ended without doing so."""
     for folder in parent.glob(f"{_prefix()}*"):
         with contextlib.suppress(OSError):  # another user's, or another process is faster
-            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS and _is_abandoned(folder):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def _prefix() -> str:
     return f"dream-ray-{socket.gethostname()}-"
 
 
-def _is_abandoned(folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
+def _hold(folder: str) -> int | None:
+    """A descriptor that holds the lock of a folder; None where another process removes it. Where the file system knows
+    no locks, the descriptor alone: nothing is swept there."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(handle)
-    return True
+        return None
+    except OSError:
+        return handle
+    if not os.path.exists(folder):
+        os.close(handle)
+        return None
+    return handle

@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from dream_ray.scratch import YOUNG_SECONDS, ScratchFolder
+from dream_ray import scratch
+from dream_ray.scratch import ScratchFolder
 from dream_ray.train.policy import store_folder
 from tests.conftest import REPOSITORY
 
@@ -27,11 +27,6 @@ time.sleep(60)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-
-
-def grow_old(folder: Path) -> None:
-    then = time.time() - 2 * YOUNG_SECONDS
-    os.utime(folder, (then, then))
 
 
 def test_it_goes_with_its_context_and_with_its_object(tmp_path: Path) -> None:
@@ -52,7 +47,6 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     )
     assert owner.stdout is not None
     held = Path(owner.stdout.readline().strip())
-    grow_old(held)
     with ScratchFolder("test"):
         assert held.exists()
     owner.send_signal(signal.SIGKILL)
@@ -62,18 +56,29 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
         assert not held.exists()
 
 
-def test_a_young_folder_and_those_of_other_programs_and_machines_stay(tmp_path: Path) -> None:
-    young = f"dream-ray-{socket.gethostname()}-test-0"
-    for name in (young, "dream-ray-elsewhere-test-0", "other-old"):
+def test_those_of_other_programs_and_machines_stay(tmp_path: Path) -> None:
+    for name in (f"dream-ray-{socket.gethostname()}-test-0", "dream-ray-elsewhere-test-0", "other-old"):
         (tmp_path / name).mkdir()
-        if name != young:
-            grow_old(tmp_path / name)
     with ScratchFolder("test"):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {young, "dream-ray-elsewhere-test-0", "other-old"}
-    grow_old(tmp_path / young)
-    with ScratchFolder("test"):
-        assert not (tmp_path / young).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"dream-ray-elsewhere-test-0", "other-old"}
+
+
+def test_one_that_is_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, refused = scratch._hold, []
+
+    def after_a_sweep(folder: str) -> int | None:
+        if not refused:
+            refused.append(folder)
+            scratch.remove_abandoned(tmp_path)
+            assert not Path(folder).exists()
+        return hold(folder)
+
+    monkeypatch.setattr(scratch, "_hold", after_a_sweep)
+    with ScratchFolder("test") as name:
+        assert [str(path) for path in tmp_path.iterdir()] == [name] != refused
+        scratch.remove_abandoned(tmp_path)
+        assert Path(name).exists()
 
 
 def test_a_folder_that_was_half_stored_is_removed_by_the_next_try(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ fail with 500, and who asks again is served by the others, or waits for the new 
 replica whose judge's engine broke or hangs.
 """
 
+import contextlib
 import ipaddress
 import socket
 import time
@@ -98,7 +99,10 @@ def start_listener(config: JudgeConfig) -> str:
         )
     port = config.port or _free_port(config.host)
     # One log line a request would bury the run's own; failures are in the errors table.
-    serve.start(http_options={"host": config.host, "port": port}, logging_config=_quiet())
+    # On a busy machine the listener may not be up within the 15 s that Serve gives it. Serve then starts another, with more
+    # time; who deploys the scorer waits for its answer.
+    with contextlib.suppress(ray.exceptions.ActorDiedError):
+        serve.start(http_options={"host": config.host, "port": port}, logging_config=_quiet())
     return f"http://{_reachable(config.host)}:{port}"
 
 

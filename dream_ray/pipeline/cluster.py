@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import ray
 from ray.data import DataContext
@@ -18,6 +18,7 @@ from dream_ray.config import Config, ConfigError
 from dream_ray.pipeline import placement
 from dream_ray.pipeline.nodes import wait_for_nodes
 from dream_ray.pipeline.run import Run
+from dream_ray.scratch import ScratchFolder
 
 log = logging.getLogger(__name__)
 
@@ -37,28 +38,28 @@ WORKER_ENVIRONMENT = {
 def connected(config: Config) -> Iterator[None]:
     """Ray for the length of a run. Call it from the main thread, whose signal handlers it keeps."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    runtime_env = {"env_vars": WORKER_ENVIRONMENT}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
-        log.info("ray: joined the cluster at %s", ray.get_runtime_context().gcs_address)
-    else:
-        # "local", or Ray would join whatever private cluster of another program it finds on this machine.
-        ray.init(
-            address="local",
-            num_cpus=config.cluster.local_num_cpus,
-            include_dashboard=True,  # Ray Train asks its state service, and complains twice a second without it
-            runtime_env=runtime_env,
-            logging_level=logging.WARNING,
-        )
-        log.info("ray: started on this machine, with %d logical CPUs", config.cluster.local_num_cpus)
-    # Ray has put a handler of its own in front of ours, which aborts the process three seconds after a SIGTERM, in the
-    # middle of whatever is being taken down.
-    signal.signal(signal.SIGTERM, on_sigterm)
-    _quiet_data()
-    try:
+    with ExitStack() as afterwards:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level=logging.WARNING)
+            log.info("ray: joined the cluster at %s", ray.get_runtime_context().gcs_address)
+        else:
+            # What an actor leaves when Ray kills it, as it does with all of them at the end, goes with this folder.
+            folder = afterwards.enter_context(ScratchFolder("ray"))
+            # "local", or Ray would join whatever private cluster of another program it finds on this machine.
+            ray.init(
+                address="local",
+                num_cpus=config.cluster.local_num_cpus,
+                include_dashboard=True,  # Ray Train asks its state service, and complains twice a second without it
+                runtime_env={"env_vars": WORKER_ENVIRONMENT | {"TMPDIR": folder}},
+                logging_level=logging.WARNING,
+            )
+            log.info("ray: started on this machine, with %d logical CPUs", config.cluster.local_num_cpus)
+        afterwards.callback(ray.shutdown)
+        # Ray has put a handler of its own in front of ours, which aborts the process three seconds after a SIGTERM, in
+        # the middle of whatever is being taken down.
+        signal.signal(signal.SIGTERM, on_sigterm)
+        _quiet_data()
         yield
-    finally:
-        ray.shutdown()
 
 
 def _quiet_data() -> None:
