@@ -133,6 +133,6 @@ def test_tokens_that_training_would_not_see_stop_the_pass(
     sampler: Sampler, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampler, "_checked_tokens", False)
-    monkeypatch.setattr(sampler, "_training_ids", lambda messages, images: (1, 2, 3))
+    monkeypatch.setattr(sampler._reader, "ids", lambda text, images: (1, 2, 3))
     with pytest.raises(EngineError, match="training as 3"):
         ask(sampler, [request_of(prompts[0])])
