@@ -31,7 +31,8 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2

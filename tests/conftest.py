@@ -8,6 +8,8 @@ import pytest
 
 # Before Ray or transformers are imported: workers inherit it, and nothing asks a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As in a run: threads that wait sleep, or two tests beside each other take many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Tests that run in the background ignore Ctrl-C, and commands inherit that; some of them are to be ended by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

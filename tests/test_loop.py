@@ -103,6 +103,7 @@ TURNS = "cluster.resources={rollout: {%s: 0.6}, judge: {%s: 0.6}, training: {%s:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_stages_alone_then_killed_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

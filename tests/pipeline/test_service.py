@@ -128,6 +128,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
     with serving(config, "judge.autoscale=[0, 2]") as said:
         url = re.search(r"scorer:  (http://127\.0\.0\.1:\d+)/v1/score, judge: rules", said).group(1)
@@ -145,6 +146,7 @@ def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_serve_starts_the_judge_model_and_the_scorer_asks_it(config: Path, student: Path) -> None:
     """The judge is the demo's student, which cannot judge: what it says is read, or is a reason, item by item."""
     chat = "{backend: openai, model: small-judge, api_key_env: '', max_tokens: 32}"
