@@ -96,12 +96,6 @@ ALONE = {
 
 RUN = "s3://runs/loop"
 
-TURNS = "cluster.resources={rollout: {%s: 0.6}, judge: {%s: 0.6}, training: {%s: 0.6}}".replace(
-    "%s", "'node:__internal_head__'"
-)
-"""Of what the machine has once, engines, judge and training want more than half each: no two have room together."""
-
-
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(1500)
@@ -109,7 +103,7 @@ def test_stages_alone_then_killed_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One job after the other on a bucket; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what
-    they made, on a machine where stages have to take turns; a second time there is nothing to do; nothing is left behind."""
+    they made; a second time there is nothing to do; nothing is left behind."""
     (tmp_path / "tmp").mkdir()
     with object_store(monkeypatch) as store:
         stages_alone_then_killed_then_the_whole_loop(arguments, tmp_path, store)
@@ -146,9 +140,7 @@ def stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path:
     left.expect_none()
     go_on("dpo")
     assert set(finished()) == {key for keys in ALONE.values() for key in keys}
-    printed = go_on("rlaif", TURNS)
-    assert "all answers are sampled, then judged" in printed
-    assert printed.count("scorer: taken down") == 2  # for the engines of policy 1, and before the benchmarks
+    printed = go_on("rlaif")
     assert "report:" in printed
     assert "round 1: " in printed
     check_outputs(target)
