@@ -96,6 +96,7 @@ ALONE = {
 
 RUN = "s3://runs/loop"
 
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(1500)
