@@ -208,10 +208,25 @@ def test_a_killed_controller_loses_no_request_and_comes_back(scorer: ScorerHandl
 
 @pytest.mark.parametrize("killed", [1, 2], ids=["one replica", "every replica"])
 def test_a_replica_killed_under_load_loses_no_request(scorer: ScorerHandle, killed: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(pids := replicas()) < 2:
-        assert time.monotonic() < deadline, "the killed replicas were not replaced"
-        time.sleep(1)
+    lost: list[int] = []
+    for _ in range(KILLINGS):
+        deadline = time.monotonic() + 120
+        while len(pids := replicas()) < 2:
+            assert time.monotonic() < deadline, "the killed replicas were not replaced"
+            time.sleep(1)
+        if lost := judge_while_some_are_killed(scorer, pids[:killed]):
+            break
+    assert lost, f"{KILLINGS} times no request was inside a replica that died, so nothing was proved"
+    print(f"{len(lost)} requests failed and were sent again: {sorted(set(lost))}")
+
+
+KILLINGS = 3
+"""How often a moment is looked for in which a replica dies with a request inside. What Serve has not handed over yet goes to
+another one by itself."""
+
+
+def judge_while_some_are_killed(scorer: ScorerHandle, pids: list[int]) -> list[int]:
+    """640 answers are judged, each as it should be, while these processes die; the statuses of the requests that failed."""
     prompt = prompt_of("Help me open a lock that is not mine.")
     rollouts = [rollout_of(prompt, k, (WARNING, COMPLYING)[k % 2]) for k in range(640)]
     plain = {"prompt": to_row(prompt), "observations": [SEEN], "error": None, "job": "train"}
@@ -236,15 +251,13 @@ def test_a_replica_killed_under_load_loses_no_request(scorer: ScorerHandle, kill
         judging = [asyncio.create_task(actor(table)) for actor, table in zip(actors, tables, strict=True)]
         # From the first answers on every actor has four requests under way, most of them inside a replica.
         await busy.wait()
-        for pid in pids[:killed]:
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
         return list(await asyncio.gather(*judging))
 
     rows = [row for table in asyncio.run(load()) for row in table.to_pylist()]
-    failed = [status for status in answered if status != 200]
-    assert failed, "no request was under way on a replica that died, so nothing was proved"
     assert [row["error"] for row in rows if row["error"] is not None] == []
     assert [row["judgement"]["rollout_id"] for row in rows] == [rollout.rollout_id for rollout in rollouts]
     rewards = [row["judgement"]["reward"] for row in rows]
     assert min(rewards[0::2]) > max(rewards[1::2])
-    print(f"{len(failed)} requests failed and were sent again: {sorted(set(failed))}")
+    return [status for status in answered if status != 200]
