@@ -27,6 +27,8 @@ WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # The client of S3 calls it fatal when it asks a success for its error (pyarrow 26). What fails is raised all the same.
+    "ARROW_S3_LOG_LEVEL": "OFF",
     # Threads that wait must sleep. Spinning ones made a training step on a shared two-core machine eight times slower
     # (41 s instead of 5 s) as soon as one other process was busy.
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -143,6 +143,13 @@ def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
             "disable_launch_config_check": True,
         },
         "auth": {},
+        # As `ray up` fills in; Ray's defaults for a provider of one's own lack them.
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "upscaling_speed": 1.0,
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": none | {"resources": {"CPU": 0}, "max_workers": 0},

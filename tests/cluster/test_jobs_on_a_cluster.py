@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,7 +21,6 @@ from tests.chat.openai_server import OpenAIServer
 from tests.cluster.autoscaling import AutoscalingCluster, autoscaling_cluster, wait_until
 from tests.conftest import REPOSITORY
 from tests.object_store import ObjectStore, object_store
-from tests.train.test_policy import COMPLETE
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +36,10 @@ class Teacher(OpenAIServer):
 
     told: int = 0
 
-    async def _act(self, fault: Any, call: Any, reader: Any, writer: Any) -> bool:
+    async def _act(self, fault: Any, call: Any, *connection: Any) -> bool:
         while call.question >= self.told:
             await asyncio.sleep(0.02)
-        return await super()._act(fault, call, reader, writer)
+        return await super()._act(fault, call, *connection)
 
 
 def seen(question: int, body: dict[str, Any]) -> str:
@@ -56,10 +56,9 @@ def expected(question: int) -> tuple[int, int]:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+def store(student: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     with object_store(monkeypatch) as running:
-        for name, text in COMPLETE.items():
-            running.objects[f"models/student/{name}"] = text.encode()
+        running.upload(student, "models/student")
         lines = [{"id": f"{n:02d}", "turns": [{"text": f"question {n}"}], "split": "train"} for n in range(PROMPTS)]
         running.objects["data/prompts.jsonl"] = "\n".join(map(json.dumps, lines)).encode()
         yield running
@@ -162,6 +161,7 @@ def test_a_job_brings_machines_up_survives_a_stop_and_a_lost_machine_and_lets_th
     assert done_before
     assert all(teacher.delivered[question] == asked[question] for question in done_before)
     assert "parts were finished by an earlier attempt" in said
-    assert len(said.splitlines()) < 60, said
+    # Beside what Ray says of machines that come and go.
+    assert len([line for line in said.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]) < 30, said
 
     wait_until("all workers gone", lambda: not cluster.nodes(), JOB_SECONDS)

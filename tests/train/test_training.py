@@ -241,7 +241,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, t
     import torch
 
     config = SFT.model_copy(update={"num_workers": 1, "epochs": 3, "checkpoint_steps": 2})
-    whole = sft_once(tiny_model, run_files, tmp_path / "whole", config)
+    whole = sft_once(tiny_model, run_files, tmp_path / "whole", config.model_copy(update={"num_workers": 0}))
     (tmp_path / "crash").mkdir()
     crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config, after=5, saved=4)
     assert steps_done(tmp_path) == STEPS_OF_A_CRASH_WITHIN_AN_EPOCH
