@@ -97,7 +97,6 @@ def test_a_served_model_gets_its_gpus_or_the_cpu_settings() -> None:
 @contextmanager
 def serving(config: Path, *overrides: str) -> Iterator[str]:
     """`dream-ray serve` as a process: what it said. It has to end with 0, to leave no process and no shared memory behind."""
-    segments = set(SHARED_MEMORY.iterdir())
     log = config.with_suffix(".log")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "dream_ray.cli", "serve", str(config), *overrides]
@@ -110,6 +109,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
             env=environment | {"PYTHONPATH": str(REPOSITORY)},
         )
     children: list[psutil.Process] = []
+    segments: set[Path] = set()
     try:
         deadline = time.monotonic() + STARTS_WITHIN_S
         while "Ctrl-C ends it." not in log.read_text():
@@ -117,6 +117,8 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(1)
         children = psutil.Process(process.pid).children(recursive=True)
+        segments = {path for child in children for path in shared_memory(child)}
+        assert segments or not any("serve_model" in override for override in overrides), "an engine has some"
         yield log.read_text()
     finally:
         process.send_signal(signal.SIGTERM)
@@ -124,11 +126,18 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
     assert code == 0, log.read_text()[-3000:]
     _, left = psutil.wait_procs(children, timeout=30)
     assert [child.name() for child in left] == []
-    assert [path.name for path in set(SHARED_MEMORY.iterdir()) - segments] == []
+    assert [path.name for path in segments if path.exists()] == []
+
+
+def shared_memory(process: psutil.Process) -> set[Path]:
+    """The segments that a process has in its memory."""
+    try:
+        return {Path(place.path) for place in process.memory_maps() if place.path.startswith(f"{SHARED_MEMORY}/")}
+    except psutil.Error:  # it has ended
+        return set()
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
     with serving(config, "judge.autoscale=[0, 2]") as said:
         url = re.search(r"scorer:  (http://127\.0\.0\.1:\d+)/v1/score, judge: rules", said).group(1)
@@ -146,7 +155,6 @@ def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_serve_starts_the_judge_model_and_the_scorer_asks_it(config: Path, student: Path) -> None:
     """The judge is the demo's student, which cannot judge: what it says is read, or is a reason, item by item."""
     chat = "{backend: openai, model: small-judge, api_key_env: '', max_tokens: 32}"
