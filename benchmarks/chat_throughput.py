@@ -93,7 +93,9 @@ def ceilings(share: float) -> tuple[float, float]:
 
 def measure(arguments: argparse.Namespace, script: Script, fixed: int | None) -> Rates:
     """Ask all questions once."""
-    with OpenAIServer(script, arguments.latency, arguments.spread, arguments.capacity) as server:
+    with OpenAIServer(
+        script, latency_s=arguments.latency, spread=arguments.spread, capacity=arguments.capacity
+    ) as server:
         chat = client(server.base_url, fixed)
         started = time.perf_counter()
         replies = asyncio.run(ask_all(chat, arguments.questions))

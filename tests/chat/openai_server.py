@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -94,6 +94,7 @@ class OpenAIServer:
     same in every run. `answer(question, body)` is what it says in place of the score."""
 
     script: Script = field(default_factory=first)
+    _: KW_ONLY
     answer: Callable[[int, dict[str, Any]], str] | None = None
     latency_s: float = 0.0
     spread: float = 0.0

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.chat_throughput import FAULTS, ceilings, client
+from benchmarks.chat_throughput import FAULTS, ceilings, client, main
 from dream_ray.chat.parse import parse_score
 from tests.chat.openai_server import Fault, Script, always, at_random, right
 from tests.chat.virtual_endpoint import VirtualEndpoint, run
@@ -62,3 +62,15 @@ def test_the_bound_is_found_before_the_first_answer() -> None:
     run(client(NOWHERE, None), Watched(always(Fault.NONE), capacity=CAPACITY), QUESTIONS)
     assert most[0.0] == 16
     assert max(count for at, count in most.items() if at < 1) == CAPACITY
+
+
+def test_the_benchmark_asks_a_real_server_and_prints_the_ratios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--questions", "20", "--latency", "0.05", "--repetitions", "1"]
+    monkeypatch.setattr("sys.argv", ["chat_throughput", *asked])
+    main()
+    printed = capsys.readouterr().out
+    assert "healthy, ended: median" in printed
+    assert "30% faults, served: median" in printed
+    assert "lost {}" in printed.splitlines()[0]
