@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dream_ray.cpu import WAITING
+
 # Before Ray or transformers are imported: workers inherit it, and nothing asks a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# As in a run: threads that wait sleep, or two tests beside each other take many times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As in a run.
+os.environ.update(WAITING | os.environ)
 
 # Tests that run in the background ignore Ctrl-C, and commands inherit that; some of them are to be ended by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

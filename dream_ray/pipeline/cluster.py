@@ -15,6 +15,7 @@ import ray
 from ray.data import DataContext
 
 from dream_ray.config import Config, ConfigError
+from dream_ray.cpu import WAITING
 from dream_ray.pipeline import placement
 from dream_ray.pipeline.nodes import wait_for_nodes
 from dream_ray.pipeline.run import Run
@@ -29,9 +30,7 @@ WORKER_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     # The client of S3 calls it fatal when it asks a success for its error (pyarrow 26). What fails is raised all the same.
     "ARROW_S3_LOG_LEVEL": "OFF",
-    # Threads that wait must sleep. Spinning ones made a training step on a shared two-core machine eight times slower
-    # (41 s instead of 5 s) as soon as one other process was busy.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **WAITING,
 }
 """The environment of every worker of a run."""
 

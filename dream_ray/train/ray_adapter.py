@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dream_ray import files
+from dream_ray import cpu, files
 from dream_ray.config import ClusterConfig, ConfigError, TrainConfig
 from dream_ray.images import BadImage
 from dream_ray.progress import Progress, write_training
@@ -45,10 +45,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """How often Ray Train starts lost workers again, each time from the last checkpoint, before the run stops."""
-
-CPU_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""OpenMP threads that wait sleep. Spinning ones, the default, keep the cores from each other as soon as another process
-wants one, and Ray always has some: beside busy processes on 2 cores a micro batch was seen to take 36 s, and 2.4 s so."""
 
 WORKERS_WITHIN_S = 60.0
 """How long Ray Train waits for its workers before it counts a failure of its own and asks again (its default)."""
@@ -166,7 +162,7 @@ def fit(
                 # Each is a wait of Ray Train's for machines in place of lost ones, which would otherwise have no end.
                 controller_failure_limit=math.ceil(cluster.wait_for_nodes_s / WORKERS_WITHIN_S),
             ),
-            worker_runtime_env={} if train.use_gpu else {"env_vars": CPU_WORKER_ENVIRONMENT},
+            worker_runtime_env={} if train.use_gpu else {"env_vars": cpu.WAITING | cpu.KEEPING},
         ),
     )
     try:
