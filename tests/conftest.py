@@ -16,6 +16,12 @@ os.environ.update(WAITING | os.environ)
 # Tests that run in the background ignore Ctrl-C, and commands inherit that; some of them are to be ended by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, or one of two processes would have nothing to do while it runs."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -34,7 +34,7 @@ class Leftovers:
             for path in self._folder.iterdir()
             if not path.name.startswith((SOCKETS, COMPILER))
         }
-        return sorted(self._processes() | (_segments() - self._segments) | files)
+        return sorted(self._processes() | self._shared_memory() | files)
 
     def expect_none(self, *, files: bool = True) -> None:
         """Fail where something is still there after END_SECONDS; `files` says whether temporary files count."""
@@ -48,16 +48,33 @@ class Leftovers:
         assert not left, f"{END_SECONDS:.0f} s after the command ended there still is: {left}"
 
     def _processes(self) -> set[str]:
-        """Whatever has inherited the environment: drivers, Ray, its workers, engines."""
-        found = set()
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("TMPDIR", "").startswith(str(self._folder)):
-                    found.add(f"process: {process.pid} {process.name()}")
-            except psutil.Error:  # it has ended, or is another user's
-                continue
-        return found
+        return {
+            f"process: {process.pid} {process.name()}" for process in psutil.process_iter() if self._is_mine(process)
+        }
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        """Whether it has inherited the environment: drivers, Ray, its workers, engines."""
+        try:
+            return process.environ().get("TMPDIR", "").startswith(str(self._folder))
+        except psutil.Error:  # it has ended, or is another user's
+            return False
+
+    def _shared_memory(self) -> set[str]:
+        """New segments, but for those in the memory of living processes that are not of the commands: other tests run beside."""
+        new = _segments() - self._segments
+        others = (process for process in psutil.process_iter() if not self._is_mine(process))
+        if new:
+            new -= {path for process in others for path in segments_of(process)}
+        return {f"shared memory: {path.name}" for path in new}
 
 
-def _segments() -> set[str]:
-    return {f"shared memory: {path.name}" for path in SHARED_MEMORY.iterdir()}
+def segments_of(process: psutil.Process) -> set[Path]:
+    """The segments that a process has in its memory."""
+    try:
+        return {Path(place.path) for place in process.memory_maps() if place.path.startswith(f"{SHARED_MEMORY}/")}
+    except psutil.Error:  # it has ended, or is another user's
+        return set()
+
+
+def _segments() -> set[Path]:
+    return set(SHARED_MEMORY.iterdir())

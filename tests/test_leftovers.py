@@ -64,7 +64,6 @@ def wait_for_rows(driver: subprocess.Popen[bytes], run: Path, rows: int, log: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_nothing_is_left_however_a_command_ends(arguments: list[str], tmp_path: Path) -> None:
     """One run that is ended in each way, and goes on each time. Ctrl-C is in test_loop.py."""
     (tmp_path / "tmp").mkdir()

@@ -98,7 +98,7 @@ RUN = "s3://runs/loop"
 
 
 @pytest.mark.slow
-@pytest.mark.alone
+@pytest.mark.longest
 @pytest.mark.timeout(1500)
 def test_stages_alone_then_killed_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ from dream_ray.feedback.wire import EXAMPLE_ITEM
 from dream_ray.pipeline import preflight
 from dream_ray.pipeline.service import Service, check, describe, engine_arguments
 from tests.conftest import REPOSITORY
-from tests.leftovers import SHARED_MEMORY
+from tests.leftovers import segments_of
 
 CONFIG = """
 name: served
@@ -117,7 +117,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(1)
         children = psutil.Process(process.pid).children(recursive=True)
-        segments = {path for child in children for path in shared_memory(child)}
+        segments = {path for child in children for path in segments_of(child)}
         assert segments or not any("serve_model" in override for override in overrides), "an engine has some"
         yield log.read_text()
     finally:
@@ -127,14 +127,6 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
     _, left = psutil.wait_procs(children, timeout=30)
     assert [child.name() for child in left] == []
     assert [path.name for path in segments if path.exists()] == []
-
-
-def shared_memory(process: psutil.Process) -> set[Path]:
-    """The segments that a process has in its memory."""
-    try:
-        return {Path(place.path) for place in process.memory_maps() if place.path.startswith(f"{SHARED_MEMORY}/")}
-    except psutil.Error:  # it has ended
-        return set()
 
 
 @pytest.mark.slow
