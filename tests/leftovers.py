@@ -60,7 +60,7 @@ class Leftovers:
             return False
 
     def _shared_memory(self) -> set[str]:
-        """New segments, but for those in the memory of living processes that are not of the commands: other tests run beside."""
+        """New segments, but for those in the memory of living processes of others: other tests run beside."""
         new = _segments() - self._segments
         others = (process for process in psutil.process_iter() if not self._is_mine(process))
         if new:
