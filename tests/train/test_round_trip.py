@@ -30,16 +30,30 @@ pytestmark = pytest.mark.slow
 
 TOKENS = 24
 LORA = LoraConfig()
-TRAINING = {"learning_rate": 1e-2, "batch_size": 4, "micro_batch_size": 4, "num_workers": 0}
-SFT, DPO = SftConfig(epochs=2, **TRAINING), DpoConfig(epochs=1, **TRAINING)
+TRAINING = {"batch_size": 4, "micro_batch_size": 4, "num_workers": 0}
 ROLLOUT = RolloutConfig(dtype="float32", adapters="request")
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
-def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StudentConfig:
+def family(request: pytest.FixtureRequest) -> str:
     families.needs(request.param)
-    folder = families.build(request.param, tmp_path_factory.mktemp("model") / request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def student(family: str, tmp_path_factory: pytest.TempPathFactory) -> StudentConfig:
+    folder = families.build(family, tmp_path_factory.mktemp("model") / family)
     return StudentConfig(model=str(folder), max_model_len=512, max_pixels=4096)
+
+
+@pytest.fixture
+def sft(family: str) -> SftConfig:
+    return SftConfig(epochs=2, learning_rate=families.learning_rate(family), **TRAINING)
+
+
+@pytest.fixture
+def dpo(family: str) -> DpoConfig:
+    return DpoConfig(epochs=1, learning_rate=families.learning_rate(family), **TRAINING)
 
 
 @pytest.fixture
@@ -56,15 +70,15 @@ def settings(student: StudentConfig, run_files: dict[str, str], **more: object) 
 
 
 def test_training_reads_the_tokens_that_are_sampled_from(
-    student: StudentConfig, run_files: dict[str, str], tmp_path: Path
+    student: StudentConfig, sft: SftConfig, dpo: DpoConfig, run_files: dict[str, str], tmp_path: Path
 ) -> None:
     reader = StudentReader(Path(student.model), student, ImageConfig())
     end = reader.processor.tokenizer.eos_token_id
     more = {
-        "dpo": DPO, "start_adapter": None, "reference_adapter": None, "stored": str(tmp_path), "output": str(tmp_path),
+        "dpo": dpo, "start_adapter": None, "reference_adapter": None, "stored": str(tmp_path), "output": str(tmp_path),
         "probes": (),
     }  # fmt: skip
-    for build, config in ((build_sft, SFT), (build_dpo, DPO)):
+    for build, config in ((build_sft, sft), (build_dpo, dpo)):
         arguments = ray_adapter._arguments(config, tmp_path / "scratch")
         trainer = build(settings(student, run_files, **more), arguments)
         rows = [trainer.train_dataset[index] for index in (0, 3, 7, 11)]  # 11 has no picture
@@ -81,19 +95,24 @@ def test_training_reads_the_tokens_that_are_sampled_from(
 
 
 def test_vllm_answers_as_transformers_does(
-    student: StudentConfig, run_files: dict[str, str], tmp_path: Path, engine_environment: None
+    student: StudentConfig,
+    sft: SftConfig,
+    dpo: DpoConfig,
+    run_files: dict[str, str],
+    tmp_path: Path,
+    engine_environment: None,
 ) -> None:
     check_model_folder(student.model)
     check_student(student, LORA, ROLLOUT)
     common = {"prompts": [run_files["prompts"]], "student": student, "lora": LORA, "images": ImageConfig(), "seed": 0}
     for name in ("sft", "dpo"):
         (tmp_path / name).mkdir()
-    sft = train_sft(demonstrations=[run_files["demonstrations"]], sft=SFT, output=str(tmp_path / "sft"), **common)
-    start = Policy("policy-0", student.model, sft.adapter)
-    dpo = train_dpo(
-        pairs=[run_files["pairs"]], start=start, reference=start, dpo=DPO, output=str(tmp_path / "dpo"), **common
+    learnt = train_sft(demonstrations=[run_files["demonstrations"]], sft=sft, output=str(tmp_path / "sft"), **common)
+    start = Policy("policy-0", student.model, learnt.adapter)
+    improved = train_dpo(
+        pairs=[run_files["pairs"]], start=start, reference=start, dpo=dpo, output=str(tmp_path / "dpo"), **common
     )
-    merged = merge_adapter(Policy("policy-1", student.model, dpo.adapter), str(tmp_path / "merged"))
+    merged = merge_adapter(Policy("policy-1", student.model, improved.adapter), str(tmp_path / "merged"))
     assert (tmp_path / "merged" / "generation_config.json").is_file()
 
     reader = StudentReader(Path(student.model), student, ImageConfig())
@@ -102,13 +121,15 @@ def test_vllm_answers_as_transformers_does(
         for number, question in enumerate(QUESTIONS)
     ]
     dialogues.append([Turn("user", QUESTIONS[0], ())])
-    wanted = in_transformers(Path(student.model), dpo.adapter, reader, dialogues)
+    wanted = in_transformers(Path(student.model), improved.adapter, reader, dialogues)
     assert in_transformers(Path(merged), None, reader, dialogues) == wanted
     # Equal answers of a model that repeats itself would prove nothing.
     assert len(set(wanted)) == len(wanted)
     assert all(len(set(answer)) > 5 for answer in wanted)
 
-    base, after_sft, adapted = in_vllm(student, student.model, [None, sft.adapter, dpo.adapter], reader, dialogues)
+    base, after_sft, adapted = in_vllm(
+        student, student.model, [None, learnt.adapter, improved.adapter], reader, dialogues
+    )
     assert adapted == wanted
     assert len({tuple(base), tuple(after_sft), tuple(adapted)}) == 3
     assert in_vllm(student, merged, [None], reader, dialogues) == [wanted]
