@@ -2,6 +2,8 @@
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For temporary files of commands that start Ray: below pytest's own folder the names of its sockets would be too long."""
+    with tempfile.TemporaryDirectory(prefix="test-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

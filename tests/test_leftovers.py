@@ -64,10 +64,9 @@ def wait_for_rows(driver: subprocess.Popen[bytes], run: Path, rows: int, log: Pa
 
 
 @pytest.mark.slow
-def test_nothing_is_left_however_a_command_ends(arguments: list[str], tmp_path: Path) -> None:
+def test_nothing_is_left_however_a_command_ends(arguments: list[str], tmp_path: Path, short_folder: Path) -> None:
     """One run that is ended in each way, and goes on each time. Ctrl-C is in test_loop.py."""
-    (tmp_path / "tmp").mkdir()
-    left, log, run = Leftovers(tmp_path / "tmp"), tmp_path / "log", tmp_path / "run"
+    left, log, run = Leftovers(short_folder), tmp_path / "log", tmp_path / "run"
     assert start([*arguments, "max_failure_rate=0"], left, log).wait(timeout=200) == 1, log.read_text()[-2000:]
     left.expect_none()
     for ending, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):

@@ -101,18 +101,18 @@ RUN = "s3://runs/loop"
 @pytest.mark.longest
 @pytest.mark.timeout(1500)
 def test_stages_alone_then_killed_then_the_whole_loop(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One job after the other on a bucket; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what
     they made; a second time there is nothing to do; nothing is left behind."""
-    (tmp_path / "tmp").mkdir()
     with object_store(monkeypatch) as store:
-        stages_alone_then_killed_then_the_whole_loop(arguments, tmp_path, store)
+        stages_alone_then_killed_then_the_whole_loop(arguments, tmp_path, Leftovers(short_folder), store)
 
 
-def stages_alone_then_killed_then_the_whole_loop(arguments: list[str], tmp_path: Path, store: ObjectStore) -> None:
+def stages_alone_then_killed_then_the_whole_loop(
+    arguments: list[str], tmp_path: Path, left: Leftovers, store: ObjectStore
+) -> None:
     """The test, on a bucket."""
-    left = Leftovers(tmp_path / "tmp")
     target = tmp_path / "run"
     where = ("--run-dir", RUN, *arguments)
 
