@@ -47,7 +47,10 @@ from dream_ray.rollout.requests import SampleRequest
 from dream_ray.rollout.sampler import Sampler
 from dream_ray.stopwatch import GpuWatch, Stopwatch
 from dream_ray.taxonomy import Category, Source
+from dream_ray.train.local_student import build_local_student
 from dream_ray.train.policy import Policy
+
+ROOT = Path(__file__).parent.parent
 
 TOKENS_PER_S = 3363.0
 """Generated tokens a second of a full engine: vLLM with DeepSeek-R1-Distill-Qwen-7B in bfloat16 on one A100 80GB, from the
@@ -389,15 +392,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_source(folder / "prompts.jsonl", options.prompts)
-        (folder / "student").mkdir()
-        (folder / "student" / "config.json").write_text("{}")
         (folder / "workers").mkdir()
         config = Config.model_validate(
             {
                 "name": "simulation",
                 "rounds": 1,
                 "part_rows": options.part_rows,
-                "student": {"model": str(folder / "student")},
+                "student": {
+                    "model": str(build_local_student(ROOT / "build" / "student"))
+                },  # its tokenizer measures prompts
                 "sources": [{"path": str(folder / "prompts.jsonl"), "observations": "use"}],
                 "rollout": {"k": options.k, "engines": options.workers, "gpus_per_engine": 1},
                 "judge": {"replicas": options.replicas},
