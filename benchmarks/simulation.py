@@ -145,6 +145,9 @@ class SimulatedSampler(Sampler):
         self._word = Path(folder) / f"{uuid.uuid4().hex}.json"
         self._first: float | None = None
 
+    def _load(self, request: SampleRequest) -> tuple[()]:
+        return ()  # the prompts are words only
+
     def _query(self, request: SampleRequest, images: Any) -> Query:
         params: Any = SimpleNamespace(n=request.n, seed=request.seed)
         return Query("", False, images, (), params, request.max_tokens, None, None)
