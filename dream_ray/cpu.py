@@ -7,7 +7,7 @@ nothing else. `python benchmarks/cpu.py` measures both on the machine at hand.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 """OpenMP threads that wait spin for some microseconds, then sleep. Where they sleep at once, a training step of the demo took
 1.5 times as long on two quiet cores, for it has thousands of short parallel regions. Where they spin on, the default, it
-took up to four times as long beside one busy process, and Ray always has some: each thread keeps a core from the
+took up to three times as long beside one busy process, and Ray always has some: each thread keeps a core from the
 one it waits for. The count is GNU OpenMP's, which torch and vLLM ship for Linux; others go by the policy."""
 
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
