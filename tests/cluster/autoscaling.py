@@ -27,6 +27,9 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.util import get_node_ip_address
 
+from tests.cluster.machines import Machines
+from tests.conftest import REPOSITORY
+
 MARK = "DREAM_RAY_TEST_CLUSTER"
 """The environment variable by which the cluster's processes are known."""
 OBJECT_STORE = 100_000_000
@@ -96,6 +99,7 @@ def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[Auto
         MARK: str(folder),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",  # the autoscaler loads the provider
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
@@ -123,7 +127,6 @@ def autoscaling_cluster(resources: dict[str, float], most: int) -> Iterator[Auto
 
 def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
     """The autoscaler's configuration; the provider by its class's name, as Ray would look for defaults of its type."""
-    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     none: dict[str, Any] = {"node_config": {}, "min_workers": 0}
     commands = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands",
                 "head_start_ray_commands", "worker_start_ray_commands")  # fmt: skip
@@ -133,7 +136,7 @@ def _config(gcs: str, resources: dict[str, float], most: int) -> dict[str, Any]:
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "provider": {
             "type": "external",
-            "module": module,
+            "module": f"{Machines.__module__}.{Machines.__qualname__}",
             "gcs_address": gcs,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
