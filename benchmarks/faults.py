@@ -102,13 +102,16 @@ def steps_of(run: Path) -> list[Step]:
 
 
 def results_of(run: Path) -> Counter[str]:
-    """All rows of all finished stages, and their adapters, with the stage that they belong to."""
+    """All rows of all finished stages, and their adapters, with the stage that they belong to. Of what training said of itself
+    at each step, all but how fast it was."""
     found: Counter[str] = Counter()
     for manifest in run.glob("stages/**/manifest.json"):
         stage = manifest.parent
         for kind in ("data", "errors"):
             for path in stage.glob(f"{kind}/*.parquet"):
                 for row in pq.read_table(path).to_pylist():
+                    if str(row.get("name")).endswith(("_per_second", "_runtime")):
+                        continue
                     found[f"{stage.relative_to(run)} {kind} {json.dumps(row, sort_keys=True)}"] += 1
         for path in stage.glob("adapter/*.safetensors"):
             found[f"{stage.relative_to(run)} adapter {hashlib.sha256(path.read_bytes()).hexdigest()}"] += 1
