@@ -220,7 +220,10 @@ def gap_with_interval(metrics: Sequence[Metric], split: str, label: str = ALL) -
 
 
 def accept_round(
-    taken: Sequence[Sequence[Metric]], after: Sequence[Metric], max_unjudged: float = MAX_UNJUDGED
+    taken: Sequence[Sequence[Metric]],
+    after: Sequence[Metric],
+    max_unjudged: float = MAX_UNJUDGED,
+    max_over_refusal: float | None = None,
 ) -> Decision:
     """Whether the policy that a round made (`after`) replaces the standing one, the last of `taken`.
 
@@ -229,6 +232,9 @@ def accept_round(
     L. Breiman et al., "Classification and Regression Trees" (1984), section 3.4.3; the paper gives no rule. A strict
     one would refuse half of all rounds that change nothing, since chance moves the gap of a small development split by
     several points. Measured from the best, small losses do not add up.
+    The gap weighs a refused harmless prompt as an unsafe answer, so it may grow while a policy refuses ever more: with
+    `max_over_refusal`, a share of the development split's benign prompts, a round whose policy refuses more of them is not
+    taken either, unless the standing policy refuses as many.
     A round is not taken where a gap is unknown, or where the judge left more than `max_unjudged` of the development
     prompts of a policy without a verdict: then the numbers are about different prompts. Raises ValueError where
     `taken` is empty.
@@ -255,6 +261,13 @@ def accept_round(
     comparison = f"the dev gap is {new:+.3f}, the best so far {best:+.3f} ± {error:.3f} (standard error, n = {sizes})"
     if new < best - error:
         return Decision(False, f"refused: {comparison}: worse by more than that, so the earlier policy stands.")
+    before, over = (share_of(find_metric(metrics, Split.DEV, "over_refusal")) for metrics in (taken[-1], after))
+    if max_over_refusal is not None and before and over and over.value > max(max_over_refusal, before.value):
+        return Decision(
+            False,
+            f"refused: {comparison}, but it refuses {over.value:.1%} of the benign dev prompts (the standing policy "
+            f"{before.value:.1%}, the limit is {max_over_refusal:.1%}), so the earlier policy stands.",
+        )
     return Decision(True, f"taken: {comparison}: " + ("better." if new > best else "no worse by more than that."))
 
 

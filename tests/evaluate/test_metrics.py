@@ -181,6 +181,22 @@ def test_small_losses_do_not_add_up() -> None:
     assert not accept_round([best, taken], candidate).taken
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [(0.2, 0.3, False), (0.2, 0.2, True), (0.2, 0.1, True), (0.0, 0.15, True), (0.0, 0.2, False)],
+    ids=["more-than-both", "as-much-as-before", "less", "at-the-limit", "above-the-limit"],
+)
+def test_a_better_gap_does_not_pay_for_refusing_more_than_the_limit(before: float, after: float, taken: bool) -> None:
+    standing, better = metrics_of("policy-0", 0.7, before, DEV), metrics_of("policy-1", 1.0, after, DEV)
+    assert accept_round([standing], better).taken
+    decision = accept_round([standing], better, max_over_refusal=0.15)
+    assert decision.taken is taken
+    assert taken or (
+        f"refuses {after:.1%} of the benign dev prompts (the standing policy {before:.1%}, the limit is 15.0%)"
+        in decision.reason
+    )
+
+
 def test_a_round_needs_something_to_be_compared_with() -> None:
     with pytest.raises(ValueError, match="at least policy 0's"):
         accept_round([], metrics_of("policy-1", 0.7, 0.2, DEV))
