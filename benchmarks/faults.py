@@ -11,9 +11,9 @@ driver, the same command is given once more. The rows of the stages, as sets, th
 have to be those of the undisturbed run. What follows from equal rows and adapters is taken as it is, so that a fault costs
 a minute.
 
-Prints a table as it goes and exits with 1 where a row was lost, doubled or changed. Linux only: victims are found among
-the driver's processes; the disk fills up in a tmpfs, which takes the right to mount one. `--first` goes on with a later
-fault of the same seed. A second call finds the undisturbed run of the first.
+Prints a table as it goes and exits with 1 where a row was lost, doubled or changed; fault-N-rows.txt in the run directory
+says which. Linux only: victims are found among the driver's processes; the disk fills up in a tmpfs, which takes the right
+to mount one. `--first` goes on with a later fault of the same seed. A second call finds the undisturbed run of the first.
 """
 
 import argparse
@@ -307,7 +307,11 @@ def main() -> int:
                 print(f"| {fault.number} | {error} |", flush=True)
                 continue
             results = results_of(folder / "disk" / "run")
-            lost, more = (expected - results).total(), (results - expected).total()
+            missing, strange = expected - results, results - expected
+            lost, more = missing.total(), strange.total()
+            if lost or more:
+                lines = [f"{sign} {row}" for sign, rows in (("-", missing), ("+", strange)) for row in sorted(rows)]
+                (folder / f"fault-{fault.number}-rows.txt").write_text("\n".join(lines))
             same = (folder / "disk" / "run" / "metrics.csv").read_text() == metrics
             wrong += bool(lost or more or not same)
             print(row_of(fault, found, lost, more, same), flush=True)
