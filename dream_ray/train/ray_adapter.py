@@ -226,7 +226,9 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             return None
         kind = _save(trainer, train, Path(scratch, "trained"), weights)
         store_folder(Path(scratch, "trained"), files.join(config["output"], kind))
-    history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
+    # Without the trainer's summary, whose mean loss and times leave out what an earlier attempt did.
+    lines = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    history = [{key: float(value) for key, value in entry.items()} for entry in lines]
     collapsed = next((end for end in ends if isinstance(end, CollapseWatch)), None)
     gpus = context.get_world_size() if train.use_gpu else 0
     held = time.monotonic() - begun

@@ -232,6 +232,7 @@ def other_adapter(model: Path, folder: Path) -> str:
 STEPS_OF_A_CRASH = [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
 """Three epochs of three steps; the checkpoint after step 3 is what a crash in step 5 goes back to."""
 
+PACE = "tokens_per_second"
 STEPS_OF_A_CRASH_WITHIN_AN_EPOCH = [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
 """With a checkpoint every two steps; a crash in step 6 goes back to the one after step 4, the first of the second epoch."""
 
@@ -247,6 +248,11 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, t
     assert steps_done(tmp_path) == STEPS_OF_A_CRASH_WITHIN_AN_EPOCH
     assert len(list((tmp_path / "crash" / "ray_train").glob("checkpoint_2*"))) == 1
     assert (crashed.steps, crashed.examples, crashed.tokens) == (whole.steps, whole.examples, whole.tokens)
+    said = [
+        {(entry["step"], name): value for entry in run.history for name, value in entry.items() if name != PACE}
+        for run in (whole, crashed)
+    ]
+    assert said[0] == pytest.approx(said[1], rel=1e-3)
     one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
     for name in one:
         torch.testing.assert_close(one[name], two[name])
