@@ -168,8 +168,10 @@ class Engine:
         try:
             from vllm import EngineArgs, LLMEngine
 
-            # A CPU engine in this process says at every prompt that its thread count stays as it is.
-            logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
+            # A CPU engine in this process says at every prompt that its thread count stays as it is. (Not by the level: vLLM
+            # sets those of its loggers anew while the engine starts.)
+            chatty = logging.getLogger("vllm.v1.worker.cpu_worker")
+            chatty.addFilter(lambda record: "torch.set_num_threads" not in record.getMessage())
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except BaseException as error:  # whatever it is, the constructor that waits has to raise it
             started.set_exception(error)
