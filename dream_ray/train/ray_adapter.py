@@ -60,7 +60,7 @@ LOG_LINES = 50
 class TrainResult:
     """What a training gave: a LoRA adapter or, where all weights were trained, a model.
 
-    `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order.
+    `loss` is the last one logged; `history` holds the dicts that the trainer logged, in order, without its summary at the end.
     `tokens` counts the non-padding tokens of all batches that were trained on, of all workers. `stopped` says why the
     training ended before its time, with the weights after `steps` steps; "" where it did not. `skipped` counts the rows
     that were left out, by reason. `gpu_held_s` are seconds times the workers' GPUs, `gpu_idle_s` those of them before and
