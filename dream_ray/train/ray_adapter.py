@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -362,6 +363,10 @@ def _report_callback(output: str, train: TrainConfig) -> "TrainerCallback":
                 # Out of the trainer's sight, which would count it; Ray Train removes it once it is uploaded.
                 folder = Path(args.output_dir, f"upload-{state.global_step}")
                 Path(args.output_dir, f"checkpoint-{state.global_step}").rename(folder)
+                # The reference's adapter: it never changes, and where a checkpoint has one in a folder of its own,
+                # transformers restores that one alone and goes on with the policy's first weights.
+                for other in folder.glob("*/adapter_config.json"):
+                    shutil.rmtree(other.parent)
                 checkpoint = ray.train.Checkpoint(str(folder))
             ray.train.report(
                 {"step": state.global_step, "epoch": state.epoch},

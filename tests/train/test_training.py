@@ -258,6 +258,27 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, t
         torch.testing.assert_close(one[name], two[name])
 
 
+def test_preferences_go_on_from_the_last_checkpoint(
+    tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the policy, not of the reference, which starts with the same weights."""
+    import torch
+
+    config = DPO.model_copy(update={"num_workers": 1, "epochs": 3})
+    policy = Policy("policy-0", str(tiny_model), other_adapter(tiny_model, tmp_path / "start"))
+    whole = dpo_once(tiny_model, run_files, tmp_path / "whole", policy, policy, config)
+    after = whole.steps // 3 + 1
+    fit = ray_adapter.fit
+    monkeypatch.setattr(
+        ray_adapter, "fit", lambda build, *rest: fit(crashing_once(build, tmp_path, after, after - 1), *rest)
+    )
+    crashed = dpo_once(tiny_model, run_files, tmp_path / "crash", policy, policy, config)
+    assert steps_done(tmp_path) == [*range(1, after + 1), *range(after, whole.steps + 1)]
+    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+
+
 def test_a_new_driver_goes_on_from_the_last_checkpoint(
     tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
 ):
@@ -284,6 +305,22 @@ def fit_with_one_crash(
 ):
     """Train into folder/crash; the worker dies after so many steps, the first time that it gets there, once the checkpoint
     of the step `saved` is known."""
+    settings = {
+        "prompts": [run_files["prompts"]],
+        "demonstrations": [run_files["demonstrations"]],
+        "model": str(model),
+        "student": StudentConfig(model=str(model)),
+        "lora": LORA,
+        "images": ImageConfig(),
+        "seed": 0,
+        "skip": (),
+    }
+    build = crashing_once(build_sft, folder, after, saved)
+    return ray_adapter.fit(build, settings, config, str(folder / "crash"), ClusterConfig())
+
+
+def crashing_once(build_trainer, folder: Path, after: int, saved: int):
+    """`build_trainer` for `fit_with_one_crash`, which writes folder/steps."""
     steps, crashed = str(folder / "steps"), str(folder / "crashed")
     registered = str(folder / "crash" / "ray_train" / "checkpoint_manager_snapshot.json")
 
@@ -309,18 +346,8 @@ def fit_with_one_crash(
                 with open(steps, "a") as file:
                     file.write(f"{state.global_step}\n")
 
-        trainer = build_sft(settings, arguments)
+        trainer = build_trainer(settings, arguments)
         trainer.add_callback(Crash())
         return trainer
 
-    settings = {
-        "prompts": [run_files["prompts"]],
-        "demonstrations": [run_files["demonstrations"]],
-        "model": str(model),
-        "student": StudentConfig(model=str(model)),
-        "lora": LORA,
-        "images": ImageConfig(),
-        "seed": 0,
-        "skip": (),
-    }
-    return ray_adapter.fit(build, settings, config, str(folder / "crash"), ClusterConfig())
+    return build
