@@ -401,9 +401,8 @@ def main() -> None:
                 "name": "simulation",
                 "rounds": 1,
                 "part_rows": options.part_rows,
-                "student": {
-                    "model": str(build_local_student(ROOT / "build" / "student"))
-                },  # its tokenizer measures prompts
+                # A real one, as its tokenizer measures prompts.
+                "student": {"model": str(build_local_student(ROOT / "build" / "student"))},
                 "sources": [{"path": str(folder / "prompts.jsonl"), "observations": "use"}],
                 "rollout": {"k": options.k, "engines": options.workers, "gpus_per_engine": 1},
                 "judge": {"replicas": options.replicas},

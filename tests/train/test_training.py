@@ -239,8 +239,6 @@ STEPS_OF_A_CRASH_WITHIN_AN_EPOCH = [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
 
 def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, tmp_path: Path, cluster):
     """With the batch that would have come next: what comes out is what comes out without a crash."""
-    import torch
-
     config = SFT.model_copy(update={"num_workers": 1, "epochs": 3, "checkpoint_steps": 2})
     whole = sft_once(tiny_model, run_files, tmp_path / "whole", config.model_copy(update={"num_workers": 0}))
     (tmp_path / "crash").mkdir()
@@ -253,17 +251,13 @@ def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, t
         for run in (whole, crashed)
     ]
     assert said[0] == pytest.approx(said[1], rel=1e-3)
-    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name])
+    assert_same_weights(whole.adapter, crashed.adapter)
 
 
 def test_preferences_go_on_from_the_last_checkpoint(
     tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
 ):
     """Of the policy, not of the reference, which starts with the same weights."""
-    import torch
-
     config = DPO.model_copy(update={"num_workers": 1, "epochs": 3})
     policy = Policy("policy-0", str(tiny_model), other_adapter(tiny_model, tmp_path / "start"))
     whole = dpo_once(tiny_model, run_files, tmp_path / "whole", policy, policy, config)
@@ -274,9 +268,7 @@ def test_preferences_go_on_from_the_last_checkpoint(
     )
     crashed = dpo_once(tiny_model, run_files, tmp_path / "crash", policy, policy, config)
     assert steps_done(tmp_path) == [*range(1, after + 1), *range(after, whole.steps + 1)]
-    one, two = adapter_weights(whole.adapter), adapter_weights(crashed.adapter)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name])
+    assert_same_weights(whole.adapter, crashed.adapter)
 
 
 def test_a_new_driver_goes_on_from_the_last_checkpoint(
@@ -294,6 +286,14 @@ def test_a_new_driver_goes_on_from_the_last_checkpoint(
     result = fit_with_one_crash(tiny_model, run_files, tmp_path, config)
     assert steps_done(tmp_path) == STEPS_OF_A_CRASH
     assert result.steps == 9
+
+
+def assert_same_weights(whole: str, crashed: str) -> None:
+    import torch
+
+    one, two = adapter_weights(whole), adapter_weights(crashed)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
 
 
 def steps_done(folder: Path) -> list[int]:
