@@ -20,7 +20,7 @@ setup: $(READY)
 $(READY): $(PINS) requirements/no-deps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one with PYTHON=…"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r $(PINS) -r requirements/no-deps.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile -r $(PINS) -r requirements/no-deps.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
