@@ -1,4 +1,4 @@
-"""How long a training step on a CPU takes with each way of waiting and keeping memory (dream_ray/cpu.py).
+"""How long a training step on a CPU takes with each way of waiting and keeping memory, and in bfloat16 (dream_ray/cpu.py).
 
     python benchmarks/cpu.py [--model build/student] [--rounds 3] [--steps 12]
 
@@ -19,15 +19,17 @@ from pathlib import Path
 
 from dream_ray import cpu
 
+IN_BFLOAT16 = "in bfloat16"
 WAYS = {
     "as in a run": cpu.WAITING | cpu.KEEPING,
     "memory by default": cpu.WAITING,
     "sleeping at once": cpu.KEEPING | {"OMP_WAIT_POLICY": "PASSIVE"},
     "spinning on": cpu.KEEPING,
+    IN_BFLOAT16: cpu.WAITING | cpu.KEEPING,
 }
 
 
-def steps(model: str, count: int) -> list[float]:
+def steps(model: str, count: int, bf16: bool) -> list[float]:
     """Seconds of each of so many steps, in this process."""
     from train import Side, write_rows
 
@@ -42,7 +44,7 @@ def steps(model: str, count: int) -> list[float]:
             **write_rows(folder, 32), "skip": (), "model": model, "student": StudentConfig(model=model), "lora": LoraConfig(),
             "images": ImageConfig(), "seed": 0,
         }  # fmt: skip
-        train = SftConfig(use_gpu=False, bf16=False, num_workers=0, batch_size=4, micro_batch_size=4)
+        train = SftConfig(use_gpu=False, bf16=bf16, num_workers=0, batch_size=4, micro_batch_size=4)
         side = Side(
             sft.build_trainer(settings, ray_adapter._arguments(train, folder / "out")), count, score_answers_only
         )
@@ -56,21 +58,23 @@ def main() -> None:
     parser.add_argument("--model", default="build/student", help="a folder of a multimodal model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="timed steps of a turn")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
-        print(json.dumps(steps(chosen.model, chosen.steps)))
+        print(json.dumps(steps(chosen.model, chosen.steps, chosen.one == IN_BFLOAT16)))
         return
     names = {name for way in WAYS.values() for name in way}
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, __file__, "--one", "--model", chosen.model, "--steps", str(chosen.steps)]
+    command = [sys.executable, __file__, "--model", chosen.model, "--steps", str(chosen.steps)]
     for beside in (False, True):
         seconds: dict[str, list[float]] = defaultdict(list)
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside else None
         try:
             for _ in range(chosen.rounds):
                 for name, way in WAYS.items():
-                    done = subprocess.run(command, env=clean | way, check=True, stdout=subprocess.PIPE, text=True)
+                    done = subprocess.run(
+                        [*command, "--one", name], env=clean | way, check=True, stdout=subprocess.PIPE, text=True
+                    )
                     seconds[name] += json.loads(done.stdout.splitlines()[-1])
         finally:
             if busy:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from dream_ray.cpu import computes_bfloat16
 from dream_ray.records import Split
 
 
@@ -270,13 +271,19 @@ class TrainConfig(Section):
     """How many checkpoints stay on the storage, the newest ones."""
     use_gpu: bool = False
     bf16: bool = False
-    """bfloat16 weights and activations; float32 otherwise."""
+    """bfloat16 weights and activations; float32 otherwise. `auto`: on GPUs, and on CPUs if that of the machine that reads this
+    computes in bfloat16 itself, for emulating it takes several times as long as float32."""
     gradient_checkpointing: bool | None = None
     """Keep a layer's input alone and compute the rest again in the backward pass: a third more time for much less memory.
     Unset: on GPUs, whose memory is short."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Where the training's log goes besides training.jsonl in the stage's folder. wandb and mlflow have to be installed, and
     take their address and key from their own environment variables."""
+
+    @field_validator("bf16", mode="before")
+    @classmethod
+    def _resolve_bf16(cls, value: object, info: ValidationInfo) -> object:
+        return info.data.get("use_gpu") or computes_bfloat16() if value == "auto" else value
 
     @property
     def checkpointing(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from dream_ray import cpu
 from dream_ray.config import Config, ConfigError, load_config
 
 MINIMAL = "name: a\nstudent: {model: folder}\nsources: [{path: prompts.jsonl}]\n"
@@ -90,3 +91,31 @@ def test_missing_file() -> None:
 def test_every_setting_has_a_default_but_the_user_s_own() -> None:
     required = {name for name, field in Config.model_fields.items() if field.is_required()}
     assert required == {"name", "student", "sources"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "use_gpu", "computes"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", False, True),
+        ("flags\t\t: fpu avx2 amx_bf16 amx_tile", False, True),
+        ("flags\t\t: fpu avx2 avx512f", False, False),
+        ("Features\t: fp asimd bf16", False, False),
+        ("flags\t\t: fpu avx2", True, True),
+    ],
+)
+def test_bf16_auto_is_settled_when_the_config_is_read(
+    flags: str, use_gpu: bool, computes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "CPU_INFO", write(tmp_path, f"processor\t: 0\n{flags}\n", "cpuinfo"))
+    config = load_config(write(tmp_path, MINIMAL), ["sft.bf16=auto", f"sft.use_gpu={use_gpu}"])
+    assert (config.sft.bf16, config.dpo.bf16) == (computes, False)
+
+
+def test_bf16_auto_without_a_list_of_abilities_is_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "none")
+    assert load_config(write(tmp_path, MINIMAL), ["sft.bf16=auto"]).sft.bf16 is False
+
+
+def test_bf16_takes_no_other_word(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sft\.bf16"):
+        load_config(write(tmp_path, MINIMAL), ["sft.bf16=fast"])
