@@ -238,7 +238,7 @@ class Planner:
         settings = self._training() | {"dpo": self.config.dpo.model_dump(mode="json", exclude=UNRELATED)}
         settings |= {"start": start}
         inputs = {"prompts": prompts, "pairs": pairs, "standing": standing}
-        return self.plan(f"round-{number}/dpo", 2, settings, inputs)
+        return self.plan(f"round-{number}/dpo", 3, settings, inputs)
 
     def evaluate(self, policy: str, prompts: StageRef, answers: StageRef, judgements: StageRef) -> Plan:
         """The metrics of a policy."""

@@ -30,6 +30,9 @@ PAIR_ID = "pair_id"
 """The column of a preference data set that tells its pairs apart."""
 
 
+KIND = "risk"
+"""The column of a preference data set that tells pairs of risky prompts from those of benign ones."""
+
 ANSWERS = {Demonstration: ("answer",), PreferencePair: ("chosen", "rejected")}
 """The columns that hold what is learnt."""
 
@@ -119,7 +122,7 @@ def preference_dataset(
     Their `pair_id` comes along, for the reference's stored log-probabilities.
     """
     table = _without(read_table(PreferencePair, pairs), skip)
-    columns = {name: table[name] for name in ("chosen", "rejected", PAIR_ID)}
+    columns = {name: table[name] for name in ("chosen", "rejected", PAIR_ID, KIND)}
     return _dataset(read_table(Prompt, prompts), table, columns, reader)
 
 
@@ -171,6 +174,11 @@ def sizes(data: "Dataset") -> list[tuple[int, int]]:
     ]
 
 
+def kinds(data: "Dataset") -> list[str]:
+    """Of what risk the prompt of each row of a preference data set is."""
+    return list(data.with_format("arrow")[:][KIND].to_pylist())
+
+
 class _Render:
     """A batch of Arrow rows as text and pixels; a class, so that a data set that holds it can be pickled."""
 
@@ -186,7 +194,7 @@ class _Render:
         for name, texts in batch.items():
             if name == PAIR_ID:
                 rendered[name] = texts
-            elif name != "turns":
+            elif name not in ("turns", KIND):
                 answers = zip(dialogues, texts, strict=True)
                 rendered[name] = [self.reader.answer(turns, text) for turns, text in answers]
         return rendered

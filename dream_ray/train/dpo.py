@@ -130,7 +130,8 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
             folder = fetch_folder(settings["start_adapter"], Path(scratch))
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         dataset = data.preference_dataset(settings["prompts"], settings["pairs"], reader, settings["skip"])
-        trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"])(
+        # A round has few batches, and the last ones would decide whether the policy refuses more or less.
+        trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"], data.kinds(dataset))(
             model=model,
             ref_model=reference,
             args=trl.DPOConfig(seed=settings["seed"], **loss_arguments(dpo), **arguments),

@@ -1,4 +1,4 @@
-"""Batches of like length: every row once, little padding, the same order for the same seed and epoch."""
+"""Batches of like length and of all kinds: every row once, little padding, the same order for the same seed and epoch."""
 
 import itertools
 import random
@@ -62,6 +62,30 @@ def test_equal_sizes_are_shuffled_like_any() -> None:
     assert rows != sorted(rows)
 
 
+@pytest.mark.parametrize(("number", "risky"), [(79, 39), (80, 32), (1000, 400)])
+def test_every_batch_holds_each_kind_in_its_share(number: int, risky: int) -> None:
+    kinds = ["risky"] * risky + ["benign"] * (number - risky)
+    expected = BATCH * risky / number
+    for seed in range(5):
+        full = cut(batches.order(two_kinds(number), BATCH, seed, 0, kinds))[: number // BATCH]
+        assert all(abs(sum(kinds[row] == "risky" for row in batch) - expected) <= 1 for batch in full)
+
+
+def test_every_row_comes_once_whatever_its_kind() -> None:
+    kinds = [str(row % 3) for row in range(103)]
+    assert sorted(batches.order(two_kinds(103), BATCH, 0, 0, kinds)) == list(range(103))
+
+
+def test_rows_of_one_kind_come_as_without_kinds() -> None:
+    assert batches.order(two_kinds(100), BATCH, 3, 1, ["risky"] * 100) == batches.order(two_kinds(100), BATCH, 3, 1)
+
+
+def test_batches_of_several_kinds_hold_rows_of_like_length() -> None:
+    sizes = two_kinds(1000)
+    kinds = ["risky" if row < 400 else "benign" for row in range(1000)]
+    assert padded(sizes, batches.order(sizes, BATCH, 0, 0, kinds)) < 1.1 * padded(sizes, batches.order(sizes, BATCH, 0, 0))
+
+
 @pytest.mark.slow
 def test_the_trainer_takes_its_batches_from_it() -> None:
     """Fails where transformers names the method otherwise, or no longer tells the sampler its epoch."""
@@ -70,7 +94,8 @@ def test_the_trainer_takes_its_batches_from_it() -> None:
     from datasets import Dataset
 
     sizes = two_kinds(50)
-    trainer = batches.of_like_length(transformers.Trainer, sizes, seed=7)(
+    kinds = ["risky"] * 20 + ["benign"] * 30
+    trainer = batches.of_like_length(transformers.Trainer, sizes, seed=7, kinds=kinds)(
         model=torch.nn.Linear(1, 1),
         args=transformers.TrainingArguments(
             per_device_train_batch_size=BATCH, remove_unused_columns=False, use_cpu=True, report_to="none"
@@ -81,4 +106,4 @@ def test_the_trainer_takes_its_batches_from_it() -> None:
     loader = trainer.get_train_dataloader()
     for epoch in range(2):
         loader.set_epoch(epoch)
-        assert [row for batch in loader for row in batch["row"].tolist()] == batches.order(sizes, BATCH, 7, epoch)
+        assert [row for batch in loader for row in batch["row"].tolist()] == batches.order(sizes, BATCH, 7, epoch, kinds)

@@ -54,6 +54,14 @@ def test_sizes_count_the_images_and_characters_of_prompts(run_files, reader):
 
 
 @pytest.mark.slow
+def test_kinds_are_the_risks_of_pairs(run_files, reader):
+    pairs = from_table(PreferencePair, pq.read_table(run_files["pairs"]))
+    rows = data.preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader)
+    assert data.kinds(rows) == [pair.risk for pair in pairs]
+    assert len(set(data.kinds(rows))) > 1
+
+
+@pytest.mark.slow
 def test_pairs_keep_their_order_and_their_sides(run_files, reader):
     rows = data.preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader)
     pairs = from_table(PreferencePair, pq.read_table(run_files["pairs"]))
