@@ -83,7 +83,9 @@ def test_rows_of_one_kind_come_as_without_kinds() -> None:
 def test_batches_of_several_kinds_hold_rows_of_like_length() -> None:
     sizes = two_kinds(1000)
     kinds = ["risky" if row < 400 else "benign" for row in range(1000)]
-    assert padded(sizes, batches.order(sizes, BATCH, 0, 0, kinds)) < 1.1 * padded(sizes, batches.order(sizes, BATCH, 0, 0))
+    assert padded(sizes, batches.order(sizes, BATCH, 0, 0, kinds)) < 1.1 * padded(
+        sizes, batches.order(sizes, BATCH, 0, 0)
+    )
 
 
 @pytest.mark.slow
@@ -106,4 +108,6 @@ def test_the_trainer_takes_its_batches_from_it() -> None:
     loader = trainer.get_train_dataloader()
     for epoch in range(2):
         loader.set_epoch(epoch)
-        assert [row for batch in loader for row in batch["row"].tolist()] == batches.order(sizes, BATCH, 7, epoch, kinds)
+        assert [row for batch in loader for row in batch["row"].tolist()] == batches.order(
+            sizes, BATCH, 7, epoch, kinds
+        )
