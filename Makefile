@@ -23,7 +23,7 @@ $(READY): $(PINS) requirements/no-deps.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile -r $(PINS) -r requirements/no-deps.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@# On all cores, where pip takes one; a file that a package brings for a later Python fails, as it does in pip.
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib dream_ray >/dev/null || true
 	@touch $@
 
 demo: $(READY)
