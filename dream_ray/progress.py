@@ -38,6 +38,11 @@ class Progress:
         """At the rate so far; None where there is none yet."""
         return (self.expected - self.done) / self.per_second if self.per_second > 0 else None
 
+    @property
+    def to_go(self) -> str:
+        """The same for people."""
+        return "time to go unknown" if self.seconds_left is None else f"{self.seconds_left:.0f} s to go"
+
 
 class State(StrEnum):
     """How an attempt at a run stands, by its own words: one that was killed had no time to change them."""

@@ -86,8 +86,7 @@ def arguments(prompts: Path, student: Path) -> list[str]:
 
 
 ALONE = {
-    "disentangle": ("ingest", "disentangle"),
-    "sft": ("demonstrate", "sft"),
+    "sft": ("ingest", "disentangle", "demonstrate", "sft"),
     "rollout": ("round-1/rollout", "round-1/judge"),
     "dpo": ("round-1/pair", "round-1/dpo"),
 }
@@ -130,14 +129,12 @@ def stages_alone_then_killed_then_the_whole_loop(
         assert done_before.items() <= finished().items()
         return ended.stdout
 
-    go_on("disentangle")
-    assert set(finished()) == set(ALONE["disentangle"])
     sft, rollout = command(*where, job="sft"), command(*where, job="rollout")
     log = tmp_path / "ended.log"
     assert end_after(sft, left.environment, log, "sft: started", 3, signal.SIGKILL) == -signal.SIGKILL
-    assert set(finished()) == {*ALONE["disentangle"], "demonstrate"}
+    assert {*finished(), "sft"} == set(ALONE["sft"])
     assert end_after(rollout, left.environment, log, "Loading safetensors", 1, signal.SIGINT) == 130
-    assert set(finished()) == {*ALONE["disentangle"], *ALONE["sft"]}
+    assert set(finished()) == set(ALONE["sft"])
     left.expect_none()
     go_on("dpo")
     assert set(finished()) == {key for keys in ALONE.values() for key in keys}

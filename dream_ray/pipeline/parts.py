@@ -387,16 +387,16 @@ class _Progress:
             return
         self._last = now
         rate = (done - self._before) / max(now - self._start, 1e-9)
-        left = (self._expected - done) / rate if rate else float("inf")
         measures.show_waiting(self._name, self._expected - done)
         failures = sum((tally.failures for tally in tallies), Counter[str]())
+        progress = Progress(self._name, "rows", done, self._expected, rate, dict(failures))
         log.info(
-            "%s: %d of %d rows, %.1f rows/s, %.0f s to go, %d failed",
+            "%s: %d of %d rows, %.1f rows/s, %s, %d failed",
             self._name,
             done,
             self._expected,
             rate,
-            left,
+            progress.to_go,
             failures.total(),
-            extra={"progress": Progress(self._name, "rows", done, self._expected, rate, dict(failures))},
+            extra={"progress": progress},
         )

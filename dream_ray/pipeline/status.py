@@ -135,11 +135,10 @@ def render_status(status: Status) -> Group:
 
 
 def _line(progress: Progress) -> str:
-    left = "time to go unknown" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s to go"
     failed = f", {sum(progress.failures.values())} failed: {_reasons(progress.failures)}" if progress.failures else ""
     return (
         f"{progress.name}: {progress.done} of {progress.expected} {progress.unit}, {progress.per_second:.2f} "
-        f"{progress.unit}/s, {left}{failed} (at {progress.at})"
+        f"{progress.unit}/s, {progress.to_go}{failed} (at {progress.at})"
     )
 
 

@@ -3,9 +3,9 @@ teaches one of them alone.
 
 Contract: `of_like_length` gives a Hugging Face trainer class whose batches hold neighbours in size, each kind of example in
 its share of the whole. The order is a pure function of sizes, kinds, batch size, seed and epoch, the same on every worker, so
-a resume finds the same next batch. Batches come in random order, and who shares one changes with the epoch. Trainer's own strategy (`group_by_length`) draws from
-the process's random state and goes from long to short. `_get_train_sampler` is private; the tests of this module tell
-when it changes.
+a resume finds the same next batch. Batches come in random order, and who shares one changes with the epoch. Trainer's own
+strategy (`group_by_length`) draws from the process's random state and goes from long to short. `_get_train_sampler` is
+private; the tests of this module tell when it changes.
 """
 
 from collections import Counter
