@@ -48,21 +48,17 @@ class Leftovers:
         assert not left, f"{END_SECONDS:.0f} s after the command ended there still is: {left}"
 
     def _processes(self) -> set[str]:
-        return {
-            f"process: {process.pid} {process.name()}" for process in psutil.process_iter() if self._is_mine(process)
-        }
+        running = psutil.process_iter(["name", "environ"])  # read once: a process may end at any time
+        return {f"process: {process.pid} {process.info['name']}" for process in running if self._is_mine(process)}
 
     def _is_mine(self, process: psutil.Process) -> bool:
         """Whether it has inherited the environment: drivers, Ray, its workers, engines."""
-        try:
-            return process.environ().get("TMPDIR", "").startswith(str(self._folder))
-        except psutil.Error:  # it has ended, or is another user's
-            return False
+        return str((process.info["environ"] or {}).get("TMPDIR", "")).startswith(str(self._folder))
 
     def _shared_memory(self) -> set[str]:
         """New segments, but for those in the memory of living processes of others: other tests run beside."""
         new = _segments() - self._segments
-        others = (process for process in psutil.process_iter() if not self._is_mine(process))
+        others = (process for process in psutil.process_iter(["environ"]) if not self._is_mine(process))
         if new:
             new -= {path for process in others for path in segments_of(process)}
         return {f"shared memory: {path.name}" for path in new}

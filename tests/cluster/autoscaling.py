@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,22 +61,18 @@ class AutoscalingCluster:
         (raylet,) = [
             process
             for process in processes(self.folder)
-            if process.name() == "raylet" and process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == node
+            if process.info["name"] == "raylet"
+            and process.info["environ"].get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == node
         ]
         for process in (raylet, *raylet.children(recursive=True)):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with its raylet
+                process.kill()
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Everything that the cluster in a folder started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(folder):
-                found.append(process)
-        except psutil.Error:  # it has ended, or is another user's
-            continue
-    return found
+    """Everything that the cluster in a folder started, with its `name` and `environ` as read once: it may end at any time."""
+    running = psutil.process_iter(["name", "environ"])
+    return [process for process in running if (process.info["environ"] or {}).get(MARK) == str(folder)]
 
 
 def wait_until(what: str, true: Callable[[], bool], seconds: float) -> None:
