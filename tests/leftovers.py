@@ -52,7 +52,7 @@ class Leftovers:
         return {f"process: {process.pid} {process.info['name']}" for process in running if self._is_mine(process)}
 
     def _is_mine(self, process: psutil.Process) -> bool:
-        """Whether it has inherited the environment: drivers, Ray, its workers, engines."""
+        """Whether it, read with its `environ`, has inherited the environment: drivers, Ray, its workers, engines."""
         return str((process.info["environ"] or {}).get("TMPDIR", "")).startswith(str(self._folder))
 
     def _shared_memory(self) -> set[str]:

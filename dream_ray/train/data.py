@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PAIR_ID = "pair_id"
 """The column of a preference data set that tells its pairs apart."""
 
-
 KIND = "risk"
 """The column of a preference data set that tells pairs of risky prompts from those of benign ones."""
 
