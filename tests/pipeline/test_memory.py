@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
+import psutil
 import pytest
 
+from dream_ray.pipeline import memory
 from dream_ray.pipeline.memory import PeakMemory
 
 MIB = 2**20
@@ -26,8 +30,32 @@ def test_a_child_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together.bytes > alone.bytes + 60 * MIB
 
 
+def test_what_a_process_takes_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of a process are walked through again when it has grown."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(memory, "SECONDS_BETWEEN_SAMPLES", 0.05)
+    walked = 0
+
+    def held(process: psutil.Process, held: Callable[[psutil.Process], int] = memory.held) -> int:
+        nonlocal walked
+        walked += 1
+        return held(process)
+
+    monkeypatch.setattr(memory, "held", held)
+    with PeakMemory() as peak:
+        time.sleep(0.5)
+        first, walked_first = peak.bytes, walked
+        taken = bytearray(b"x") * (64 * MIB)
+        time.sleep(0.5)
+    assert first
+    assert peak.bytes
+    assert peak.bytes > first + 60 * MIB
+    assert walked_first < 5 * (1 + len(psutil.Process().children(recursive=True)))
+    del taken
+
+
 def test_a_joined_cluster_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    with PeakMemory() as memory:
+    with PeakMemory() as joined:
         pass
-    assert memory.bytes is None
+    assert joined.bytes is None
