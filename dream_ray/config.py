@@ -405,13 +405,20 @@ class RolloutConfig(Section):
     `merge`: merged into the weights, one engine after the other. `auto`: `request` on GPUs, `merge` on a CPU, where vLLM
     computes adapters token by token."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the engine's weights and of an adapter merged into them. A student whose choices hang on small differences of
-    logits answers otherwise in bfloat16 than in training: of the demo's 234 answers 18 opened with a refusal that float32
-    did not prefer."""
+    """Of the engine's weights and of an adapter merged into them. `auto`: bfloat16 where training's `bf16: auto` is, else
+    float32. A student whose choices hang on small differences of logits answers otherwise in another precision than it was
+    trained in: of 234 answers of a demo trained in float32, 18 opened with a refusal in bfloat16 alone."""
     kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of an engine on CPU; a GPU engine takes its memory by vLLM's own rule."""
     engine_timeout_s: float = Field(default=ENGINE_TIMEOUT_S, gt=0)
     """Longest silence of an engine that has work, before another one is started in its place."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _resolve_dtype(cls, value: object, info: ValidationInfo) -> object:
+        if value != "auto":
+            return value
+        return "bfloat16" if info.data.get("gpus_per_engine") or computes_bfloat16() else "float32"
 
     @property
     def pool(self) -> tuple[int, int]:

@@ -103,12 +103,19 @@ def test_every_setting_has_a_default_but_the_user_s_own() -> None:
         ("flags\t\t: fpu avx2", True, True),
     ],
 )
-def test_bf16_auto_is_settled_when_the_config_is_read(
+def test_auto_precision_is_settled_when_the_config_is_read(
     flags: str, use_gpu: bool, computes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "CPU_INFO", write(tmp_path, f"processor\t: 0\n{flags}\n", "cpuinfo"))
-    config = load_config(write(tmp_path, MINIMAL), ["sft.bf16=auto", f"sft.use_gpu={use_gpu}"])
+    settings = [
+        "sft.bf16=auto",
+        f"sft.use_gpu={use_gpu}",
+        "rollout.dtype=auto",
+        f"rollout.gpus_per_engine={int(use_gpu)}",
+    ]
+    config = load_config(write(tmp_path, MINIMAL), settings)
     assert (config.sft.bf16, config.dpo.bf16) == (computes, False)
+    assert config.rollout.dtype == ("bfloat16" if computes else "float32")
 
 
 def test_bf16_auto_without_a_list_of_abilities_is_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

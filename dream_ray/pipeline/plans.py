@@ -200,7 +200,7 @@ class Planner:
     def sft(self, prompts: StageRef, demonstrations: StageRef) -> Plan:
         """Policy 0."""
         settings = self._training() | {"sft": self.config.sft.model_dump(mode="json", exclude=UNRELATED)}
-        return self.plan("sft", 2, settings, {"prompts": prompts, "demonstrations": demonstrations})
+        return self.plan("sft", 3, settings, {"prompts": prompts, "demonstrations": demonstrations})
 
     def sampled(self, job: SampleJob, prompts: StageRef, observed: StageRef) -> tuple[Plan, Plan]:
         """A job's sampling and its judging, which depends on the sampling."""

@@ -24,17 +24,14 @@ WINDOW = 50
 """Batches among which examples are sorted: transformers' own figure (trainer_pt_utils.get_length_grouped_indices)."""
 
 
-def order(
-    sizes: Sequence[tuple[int, ...]], batch_size: int, seed: int, epoch: int, kinds: Sequence[str] | None = None
-) -> list[int]:
+def order(sizes: Sequence[tuple[int, ...]], kinds: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[int]:
     """Every row once. Each run of `batch_size` rows, counted from the start, is a batch; the last may be shorter.
 
     Rows are shuffled, cut into windows of at most `WINDOW` batches and at most a quarter of all rows, sorted by size within
-    a window and cut into batches. The full batches are then shuffled; rows that fill none come last. Where rows have `kinds`,
-    windows and batches hold each in about its share of all rows; unset, all are of one kind.
+    a window and cut into batches. The full batches are then shuffled; rows that fill none come last. Windows and batches
+    hold each kind in about its share of all rows.
     """
     random = np.random.default_rng((seed, epoch))
-    kinds = kinds or [""] * len(sizes)
     window = batch_size * max(1, min(WINDOW, len(sizes) // (4 * batch_size)))
     shuffled = _mixed(random.permutation(len(sizes)).tolist(), kinds)
     full = len(sizes) - len(sizes) % batch_size
@@ -56,7 +53,7 @@ def _mixed(rows: Sequence[int], kinds: Sequence[str]) -> list[int]:
 
 
 def of_like_length(
-    trainer: "type[TrainerClass]", sizes: Sequence[tuple[int, ...]], seed: int, kinds: Sequence[str] | None = None
+    trainer: "type[TrainerClass]", sizes: Sequence[tuple[int, ...]], kinds: Sequence[str], seed: int
 ) -> "type[TrainerClass]":
     """The trainer class with batches of examples of like size, and of all kinds. `sizes` and `kinds` have one entry per row
     of its training data."""
@@ -70,7 +67,7 @@ def of_like_length(
             self.epoch = epoch
 
         def __iter__(self) -> Iterator[int]:
-            return iter(order(sizes, self.batch_size, seed, self.epoch, kinds))
+            return iter(order(sizes, kinds, self.batch_size, seed, self.epoch))
 
         def __len__(self) -> int:
             return len(sizes)

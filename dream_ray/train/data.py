@@ -30,7 +30,7 @@ PAIR_ID = "pair_id"
 """The column of a preference data set that tells its pairs apart."""
 
 KIND = "risk"
-"""The column of a preference data set that tells pairs of risky prompts from those of benign ones."""
+"""The column of a data set that tells answers to risky prompts from those to benign ones."""
 
 ANSWERS = {Demonstration: ("answer",), PreferencePair: ("chosen", "rejected")}
 """The columns that hold what is learnt."""
@@ -110,7 +110,7 @@ def sft_dataset(
 ) -> "Dataset":
     """Rows {prompt, completion, images} as TRL's SFTTrainer takes them, one per demonstration that is not in `skip`."""
     table = _without(read_table(Demonstration, demonstrations), skip)
-    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"]}, reader)
+    return _dataset(read_table(Prompt, prompts), table, {"completion": table["answer"], KIND: table[KIND]}, reader)
 
 
 def preference_dataset(
@@ -174,7 +174,7 @@ def sizes(data: "Dataset") -> list[tuple[int, int]]:
 
 
 def kinds(data: "Dataset") -> list[str]:
-    """Of what risk the prompt of each row of a preference data set is."""
+    """Of what risk the prompt of each row is."""
     return list(data.with_format("arrow")[:][KIND].to_pylist())
 
 

@@ -131,7 +131,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "DPOTr
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         dataset = data.preference_dataset(settings["prompts"], settings["pairs"], reader, settings["skip"])
         # A round has few batches, and the last ones would decide whether the policy refuses more or less.
-        trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), settings["seed"], data.kinds(dataset))(
+        trainer = of_like_length(trl.DPOTrainer, data.sizes(dataset), data.kinds(dataset), settings["seed"])(
             model=model,
             ref_model=reference,
             args=trl.DPOConfig(seed=settings["seed"], **loss_arguments(dpo), **arguments),

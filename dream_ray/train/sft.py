@@ -69,7 +69,7 @@ def build_trainer(settings: dict[str, Any], arguments: dict[str, Any]) -> "Train
     if whole:
         arguments |= for_whole_model(model, arguments)
     dataset = data.sft_dataset(settings["prompts"], settings["demonstrations"], reader, settings["skip"])
-    return of_like_length(SFTTrainer, data.sizes(dataset), settings["seed"])(
+    return of_like_length(SFTTrainer, data.sizes(dataset), data.kinds(dataset), settings["seed"])(
         model=model,
         args=Arguments(seed=settings["seed"], completion_only_loss=True, **arguments),
         train_dataset=dataset,

@@ -54,10 +54,17 @@ def test_sizes_count_the_images_and_characters_of_prompts(run_files, reader):
 
 
 @pytest.mark.slow
-def test_kinds_are_the_risks_of_pairs(run_files, reader):
-    pairs = from_table(PreferencePair, pq.read_table(run_files["pairs"]))
-    rows = data.preference_dataset([run_files["prompts"]], [run_files["pairs"]], reader)
-    assert data.kinds(rows) == [pair.risk for pair in pairs]
+@pytest.mark.parametrize(
+    ("name", "kind", "dataset"),
+    [
+        ("pairs", PreferencePair, data.preference_dataset),
+        ("demonstrations", Demonstration, data.sft_dataset),
+    ],
+)
+def test_kinds_are_the_risks_of_the_rows(name: str, kind: type, dataset, run_files, reader):
+    learnt = from_table(kind, pq.read_table(run_files[name]))
+    rows = dataset([run_files["prompts"]], [run_files[name]], reader)
+    assert data.kinds(rows) == [row.risk for row in learnt]
     assert len(set(data.kinds(rows))) > 1
 
 
