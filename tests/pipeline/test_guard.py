@@ -34,7 +34,7 @@ class Fragile:
         self._under_way |= set(ids)
         self._asked.update(ids)
         self._most.append(len(self._under_way))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # so that the blocks of a pass overlap, also on a busy machine
         if self._under_way & self._poison:
             raise Death if self._how == "crash" else EngineDied("CUDA error")
         self._under_way -= set(ids)
