@@ -54,8 +54,8 @@ def run_files(tmp_path: Path) -> dict[str, str]:
         )
         prompts.append(prompt)
         good, bad = ANSWERS[number % 4], f"Sure, at once, number {number}."
-        demonstrations.append(Demonstration(prompt.prompt_id, good, Risk.RISKY, 0, 0))
         risk = Risk.RISKY if number % 2 else Risk.BENIGN
+        demonstrations.append(Demonstration(prompt.prompt_id, good, risk, 0, 0))
         pairs.append(PreferencePair(stable_id("pair", number), prompt.prompt_id, good, bad, 1.0, 0.0, risk))
     held = make_prompt(source="test", source_id="dev", turns=[Turn("user", QUESTIONS[0], ())], split=Split.DEV)
     uris = {}
