@@ -19,7 +19,7 @@ def test_a_child_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with PeakMemory() as alone:
         pass
-    code = f"held = bytearray(b'x') * {64 * MIB}; print(flush=True); input()"
+    code = f"held = bytearray(b'x') * {256 * MIB}; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
@@ -28,32 +28,37 @@ def test_a_child_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         child.communicate(b"\n")
     assert alone.bytes
     assert together.bytes
-    assert together.bytes > alone.bytes + 60 * MIB
+    # Half of it: meanwhile the system may take from this process what it has not used for long.
+    assert together.bytes > alone.bytes + 128 * MIB
 
 
 def test_what_a_process_takes_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pages of a process are walked through where it has grown, and seldom where it has not."""
+    """The pages of a process are walked through where it has grown, and not where it has not."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(memory, "SECONDS_BETWEEN_SAMPLES", 0.02)
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [])
+    size = 100 * MIB
     calls = Counter[str]()
 
-    def counted(read: Callable[[psutil.Process], int]) -> Callable[[psutil.Process], int]:
-        def count(process: psutil.Process) -> int:
-            calls[read.__name__] += 1
-            return read(process)
+    def reading(name: str) -> Callable[[psutil.Process], int]:
+        def read(process: psutil.Process) -> int:
+            calls[name] += 1
+            return size
 
-        return count
+        return read
 
-    for read in (memory.resident, memory.held):
-        monkeypatch.setattr(memory, read.__name__, counted(read))
+    def a_whole_sample() -> None:
+        """The one under way may have read the size before; the next is over when the one after it begins."""
+        seen = calls["resident"]
+        wait_until(lambda: calls["resident"] >= seen + 3)
+
+    for name in ("resident", "held"):
+        monkeypatch.setattr(memory, name, reading(name))
     with PeakMemory() as peak:
-        wait_until(lambda: calls["resident"] >= 50)
-        assert calls["held"] < calls["resident"] / 2
-        first = peak.bytes
-        assert first
-        taken = bytearray(b"x") * (64 * MIB)
-        wait_until(lambda: (peak.bytes or 0) > first + 60 * MIB)
-        del taken
+        for now, walks, most in ((100, 1, 100), (50, 1, 100), (100, 1, 100), (164, 2, 164)):
+            size = now * MIB
+            a_whole_sample()
+            assert (calls["held"], peak.bytes) == (walks, most * MIB)
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
