@@ -222,19 +222,19 @@ def gap_with_interval(metrics: Sequence[Metric], split: str, label: str = ALL) -
 def accept_round(
     taken: Sequence[Sequence[Metric]],
     after: Sequence[Metric],
-    max_unjudged: float = MAX_UNJUDGED,
-    max_over_refusal: float | None = None,
+    max_unjudged: float,
+    max_over_refusal: float | None,
 ) -> Decision:
     """Whether the policy that a round made (`after`) replaces the standing one, the last of `taken`.
 
     `taken` are the metrics of policy 0 and of every policy that was taken since. The new policy is taken where its gap on
-    the development split lies at most one standard error below the best gap of those: the one-standard-error rule of
-    L. Breiman et al., "Classification and Regression Trees" (1984), section 3.4.3; the paper gives no rule. A strict
-    one would refuse half of all rounds that change nothing, since chance moves the gap of a small development split by
-    several points. Measured from the best, small losses do not add up.
+    the development split is no smaller than the best of those; the paper gives no rule. Chance moves the gap of a small
+    split by several points, so this refuses about half of the rounds that change nothing, which costs nothing.
     The gap weighs a refused harmless prompt as an unsafe answer, so it may grow while a policy refuses ever more: with
     `max_over_refusal`, a share of the development split's benign prompts, a round whose policy refuses more of them is not
-    taken either, unless the standing policy refuses as many.
+    taken either, unless the standing policy refuses as many. Where the standing policy is above that limit, one that
+    refuses fewer is taken although its gap is smaller by up to one standard error, as it cannot be told from chance
+    (the one-standard-error rule of L. Breiman et al., "Classification and Regression Trees" (1984), section 3.4.3).
     A round is not taken where a gap is unknown, or where the judge left more than `max_unjudged` of the development
     prompts of a policy without a verdict: then the numbers are about different prompts. Raises ValueError where
     `taken` is empty.
@@ -259,16 +259,24 @@ def accept_round(
     new, _ = _gap_with_error(after)
     sizes = " + ".join(str(row.n) for row in _dev_rows(after))
     comparison = f"the dev gap is {new:+.3f}, the best so far {best:+.3f} ± {error:.3f} (standard error, n = {sizes})"
-    if new < best - error:
-        return Decision(False, f"refused: {comparison}: worse by more than that, so the earlier policy stands.")
-    before, over = (share_of(find_metric(metrics, Split.DEV, "over_refusal")) for metrics in (taken[-1], after))
-    if max_over_refusal is not None and before and over and over.value > max(max_over_refusal, before.value):
-        return Decision(
-            False,
-            f"refused: {comparison}, but it refuses {over.value:.1%} of the benign dev prompts (the standing policy "
-            f"{before.value:.1%}, the limit is {max_over_refusal:.1%}), so the earlier policy stands.",
-        )
-    return Decision(True, f"taken: {comparison}: " + ("better." if new > best else "no worse by more than that."))
+    before, over = (_over_refusal(metrics) for metrics in (taken[-1], after))
+    limit = 1.0 if max_over_refusal is None else max_over_refusal
+    refusals = (
+        f"it refuses {over:.1%} of the benign dev prompts (the standing policy {before:.1%}, the limit is {limit:.1%})"
+    )
+    relieves = over < before and before > limit
+    if new < best - (error if relieves else 0):
+        return Decision(False, f"refused: {comparison}: worse, so the earlier policy stands.")
+    if over > max(limit, before):
+        return Decision(False, f"refused: {comparison}, but {refusals}, so the earlier policy stands.")
+    if new < best:
+        return Decision(True, f"taken: {comparison}: worse by less than that, but {refusals}.")
+    return Decision(True, f"taken: {comparison}: " + ("better." if new > best else "as good."))
+
+
+def _over_refusal(metrics: Sequence[Metric]) -> float:
+    """The share of the benign development prompts that are refused, of metrics whose gap is known."""
+    return next(row.value for row in _dev_rows(metrics) if row.name == "over_refusal" and row.value is not None)
 
 
 def _gap_with_error(metrics: Sequence[Metric]) -> tuple[float, float]:

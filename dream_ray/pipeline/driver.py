@@ -82,8 +82,8 @@ def align(run: Run, scorer_url: Callable[[], str], rounds: int | None = None) ->
         result.policies[candidate.name] = candidate
         result.metrics[candidate.name] = evaluate(run, candidate, prompts, sampled[candidate.name])[1]
 
-        found, allowed = result.metrics[candidate.name], config.evaluate.max_over_refusal
-        decision = accept_round(taken, found, config.max_failure_rate, max_over_refusal=allowed)
+        found = result.metrics[candidate.name]
+        decision = accept_round(taken, found, config.max_failure_rate, config.evaluate.max_over_refusal)
         result.rounds.append(RoundRow(number, result.standing.name, candidate.name, decision.taken, decision.reason))
         log.info("%s: %s", key, decision.reason)
         if decision.taken:

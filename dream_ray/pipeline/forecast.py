@@ -151,7 +151,7 @@ class _Walk:
             candidate = Policy(f"policy-{number}", config.student.model, None)
             found = self._answers(answers_job(config, candidate, trained), prompts, observed, undecided)
             if taken and found is not None and not undecided:
-                if accept_round(taken, found, config.max_failure_rate).taken:
+                if accept_round(taken, found, config.max_failure_rate, config.evaluate.max_over_refusal).taken:
                     start, standing = candidate, trained
                     taken.append(found)
             else:

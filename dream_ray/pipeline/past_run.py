@@ -77,8 +77,8 @@ class PastRun:
             candidate = f"policy-{number}"
             if any(name not in self.metrics for name in (*taken, candidate)):
                 break
-            before = [self.metrics[name] for name in taken]
-            decision = accept_round(before, self.metrics[candidate], self.config.max_failure_rate)
+            before, found = [self.metrics[name] for name in taken], self.metrics[candidate]
+            decision = accept_round(before, found, self.config.max_failure_rate, self.config.evaluate.max_over_refusal)
             rows.append(RoundRow(number, taken[-1], candidate, decision.taken, decision.reason))
             taken += [candidate] if decision.taken else []
         return rows

@@ -198,15 +198,20 @@ def demo_prompts() -> list[DemoPrompt]:
     """All demo prompts in a fixed order, those with pictures first: topics by category, each risky prompt before its twin,
     then the plain ones."""
     pictured, alone = _content("demo_topics.yaml"), _content("demo_texts.yaml")
+    neutral: list[str] = pictured["neutral"]
     prompts: list[DemoPrompt] = []
     for number, category in enumerate(Category):
         topics = [_Topic(**entry) for entry in pictured["topics"][category.value]]
-        prompts.extend(_category_prompts(number, category, topics, pictured["neutral"]))
+        prompts.extend(_category_prompts(number, category, topics, neutral))
     for index, entry in enumerate(pictured["plain"]):
         plain, key = _Plain(**entry), f"plain-{index + 1:02d}"
         picture = _harmless(key) if plain.title is None else _titled(plain.title, key)
         split = _SPLITS[index % len(_SPLITS)]
         prompts.append(DemoPrompt(key, plain.text, picture, split, Risk.BENIGN, None, None, None, plain.answer))
+        if plain.title is not None:
+            # What a picture alone asks for is harmless more often than not, as in life.
+            text, answer = neutral[index % len(neutral)], _about_picture(plain.title, plain.answer)
+            prompts.append(DemoPrompt(f"{key}-neutral", text, picture, split, Risk.BENIGN, None, None, None, answer))
     for number, category in enumerate(Category):
         texts = [_TextTopic(**entry) for entry in alone["topics"][category.value]]
         prompts.extend(_text_prompts(number, category, texts))
