@@ -567,7 +567,8 @@ class EvaluateConfig(Section):
     """DEV decides whether a round is taken; HELD_OUT is only reported."""
     max_over_refusal: float | None = Field(default=None, ge=0, le=1)
     """A round whose policy refuses a larger share of the benign DEV prompts is not taken, however safe it is, unless the
-    standing policy refuses as many. Unset, safe answers and over-refusal weigh the same."""
+    standing policy refuses as many; where that one is above it, refusing fewer may cost a part of the gap that cannot be told
+    from chance. Unset, safe answers and over-refusal weigh the same."""
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     """Measured for the base model, policy 0 and the final policy."""
     max_tokens: int | None = Field(default=None, ge=1)

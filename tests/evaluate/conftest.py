@@ -121,7 +121,11 @@ def report_data() -> ReportData:
         ),
         rounds=(
             RoundRow(
-                1, "policy-0", "policy-1", True, "taken: the dev gap went from +0.43 to +0.65, which is no worse."
+                1,
+                "policy-0",
+                "policy-1",
+                True,
+                "taken: the dev gap is +0.650, the best so far +0.430 ± 0.120 (standard error, n = 20 + 20): better.",
             ),
             RoundRow(2, "policy-1", "policy-2", False, "refused: the dev gap went from +0.65 to +0.35."),
         ),

@@ -7,7 +7,7 @@ import pytest
 from dream_ray.config import ConfigError
 from dream_ray.pipeline.past_run import read_run
 from dream_ray.records import Metric, Prompt, Split
-from tests.pipeline.run_dirs import PER_SPLIT, RunDir
+from tests.pipeline.run_dirs import PER_SPLIT, REFUSED, RunDir
 
 
 def test_the_rounds_are_decided_as_the_loop_decides_them(tmp_path: Path) -> None:
@@ -19,6 +19,16 @@ def test_the_rounds_are_decided_as_the_loop_decides_them(tmp_path: Path) -> None
     assert run.finished
     assert run.certain
     assert list(run.metrics) == ["base", "policy-0", "policy-1", "policy-2"]
+
+
+def test_the_limit_on_over_refusal_decides_too(tmp_path: Path) -> None:
+    """The gap grows from 0.4 to 0.5, and half of the benign prompts are refused."""
+    refused = REFUSED | {"policy-1": (10, 5)}
+    for name, settings, taken in (("limited", {"evaluate": {"max_over_refusal": 0.15}}, False), ("not", {}, True)):
+        RunDir(tmp_path / name, **settings).whole(refused, rounds=1)
+        run = read_run(str(tmp_path / name))
+        assert [row.taken for row in run.rounds] == [taken]
+        assert run.standing == ("policy-1" if taken else "policy-0")
 
 
 def test_a_half_done_run_has_the_policy_so_far(tmp_path: Path) -> None:
