@@ -133,6 +133,7 @@ def stages_alone_then_killed_then_the_whole_loop(
     log = tmp_path / "ended.log"
     assert end_after(sft, left.environment, log, "sft: started", 3, signal.SIGKILL) == -signal.SIGKILL
     assert set(finished()) == set(ALONE["sft"]) - {"sft"}
+    left.expect_none(files=False)  # who is killed removes no files; the next command does
     assert end_after(rollout, left.environment, log, "Loading safetensors", 1, signal.SIGINT) == 130
     assert set(finished()) == set(ALONE["sft"])
     left.expect_none()
@@ -152,6 +153,7 @@ def stages_alone_then_killed_then_the_whole_loop(
     assert "started" not in again.replace("ray: started", "")
     assert time.monotonic() - start < 60
     left.expect_none()
+    assert not [place for place in store.objects if "in_flight" in place or place.endswith((".tmp", "lease.json"))]
 
 
 def end_after(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.doctor.published import a_student
 from tests.pipeline.test_forecast import PRICED, write_prompts
 
 LIGHT = """
@@ -25,11 +26,11 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120)
 
 
-def test_the_plan_names_stages_total_and_budget(tmp_path: Path, student: Path) -> None:
+def test_the_plan_names_stages_total_and_budget(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     settings = [
-        f"student.model={student}", f"sources=[{{path: {tmp_path}/prompts.jsonl}}]", f"teacher.chat={PRICED}",
-        "budget.max_cost_usd=0.001", "--run-dir", str(tmp_path / "run"),
+        f"student.model={a_student(tmp_path / 'student')}", f"sources=[{{path: {tmp_path}/prompts.jsonl}}]",
+        f"teacher.chat={PRICED}", "budget.max_cost_usd=0.001", "--run-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     done = plan(*settings)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,6 +39,6 @@ def test_the_plan_names_stages_total_and_budget(tmp_path: Path, student: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_setting_is_found(tmp_path: Path, student: Path) -> None:
-    done = plan(f"student.model={student}", "sources=[{path: no/such.jsonl}]")
+def test_a_wrong_setting_is_found(tmp_path: Path) -> None:
+    done = plan(f"student.model={a_student(tmp_path / 'student')}", "sources=[{path: no/such.jsonl}]")
     assert done.returncode == 2, done.stdout + done.stderr

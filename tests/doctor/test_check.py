@@ -87,9 +87,9 @@ def test_teacher_judge_and_served_model_are_looked_at(qwen: str, tmp_path: Path)
     assert named(examine(local(qwen, *ON_GPUS, served), Machine(79, 64)), "judge.serve_model").problem == ""
 
 
-def test_a_cache_on_cpu_that_holds_no_sequence(student: Path) -> None:
-    settings = [f"student.model={student}", "student.max_model_len=32768", "rollout.dtype=float32"]
-    found = named(examine(load_config(LOCAL, settings), Machine(None, 64)), "student engine")
+def test_a_cache_on_cpu_that_holds_no_sequence(qwen: str) -> None:
+    settings = [qwen, "student.max_model_len=32768", "rollout.dtype=float32"]
+    found = named(examine(local(*settings), Machine(None, 64)), "student engine")
     assert "rollout.kv_cache_gib" in found.advice
 
 

@@ -12,6 +12,7 @@ from tests.doctor.published import publish, write_header
 TARGETS = LoraConfig().target_modules
 
 
+@pytest.mark.slow
 def test_the_local_students_parameters_are_those_that_torch_counts(student: Path) -> None:
     from safetensors import safe_open
 

@@ -1,6 +1,6 @@
 """A driver to be killed and started again: one stage of slow rows in twenty parts, on a real Ray.
 
-    python -m tests.pipeline.resumed_driver FOLDER
+    python -m tests.pipeline.resumed_driver FOLDER …
 
 Each row that is worked on leaves a line in FOLDER/asked.txt. The stage writes two kinds of rows, as sampling and judging do,
 and every seventh row fails.
@@ -8,7 +8,7 @@ and every seventh row fails.
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,12 +83,13 @@ def carry_out(run_dir: Path, asked: Path) -> None:
     run.carry_out(plans, work)
 
 
-def main(folder: Path) -> None:
-    """The driver."""
+def main(folders: Sequence[Path]) -> None:
+    """The driver, of a run in each folder."""
     ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR")
-    carry_out(folder / "run", folder / "asked.txt")
+    for folder in folders:
+        carry_out(folder / "run", folder / "asked.txt")
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])

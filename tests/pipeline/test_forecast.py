@@ -162,6 +162,7 @@ def test_prompts_that_bring_their_observations_are_not_asked_about(tmp_path: Pat
     assert calls("train", "dev")["disentangle"] == 4 + 2 + 2
 
 
+@pytest.mark.slow
 def test_predicted_tokens_are_near_a_real_tokenizers(tmp_path: Path, student: Path) -> None:
     """Words only: within a quarter of what the student's tokenizer counts."""
     tokenizers = pytest.importorskip("tokenizers")

@@ -18,13 +18,9 @@ from tests.pipeline.resumed_driver import PARTS, ROWS
 COUNTS = ("rows_in", "rows_out", "failed", "failures", "prompt_tokens", "completion_tokens")
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.pipeline.resumed_driver", str(folder)]
+def start(*folders: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.pipeline.resumed_driver", *map(str, folders)]
     return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-
-
-def finish(folder: Path) -> None:
-    assert start(folder).wait(timeout=240) == 0
 
 
 def rows(folder: Path, stage: str, kind: str) -> list[dict[str, object]]:
@@ -46,8 +42,6 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     killed.mkdir()
     undisturbed.mkdir()
-    finish(undisturbed)
-
     first = start(killed)
     try:
         deadline = time.monotonic() + 200
@@ -63,7 +57,7 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in killed.glob("run/stages/*/*/*/*.parquet")}
     before = Counter((killed / "asked.txt").read_text().split())
     assert len(before) < PARTS * ROWS
-    finish(killed)
+    assert start(killed, undisturbed).wait(timeout=240) == 0
 
     for stage in ("slow", "copy"):
         for kind in ("data", "errors"):

@@ -175,13 +175,10 @@ def losses(result) -> list[float]:
     return [entry["loss"] for entry in result.history if "loss" in entry]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_path: Path, cluster, strategy: str):
+def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_path: Path, cluster):
     """1 worker that accumulates 4 times, and 2 that do so twice: the same batch, so the same losses."""
-    import torch
-
     one_by_one = {"micro_batch_size": 1}
-    two = {**one_by_one, "num_workers": 2, "strategy": strategy}
+    two = {**one_by_one, "num_workers": 2, "strategy": "fsdp2"}
     alone = sft_once(tiny_model, run_files, tmp_path / "alone", SFT.model_copy(update=one_by_one))
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     spread = sft_once(tiny_model, run_files, tmp_path / "spread", SFT.model_copy(update=two))
@@ -192,13 +189,22 @@ def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_
     first, second = adapter_weights(alone.adapter), adapter_weights(spread.adapter)
     assert first.keys() == second.keys()
     assert all(first[name].shape == second[name].shape for name in first)
-    policy = Policy("policy-0", str(tiny_model), spread.adapter)
-    reference = Policy("other", str(tiny_model), other_adapter(tiny_model, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_workers_share_the_pairs_and_the_reference(
+    tiny_model: Path, run_files, tmp_path: Path, cluster, strategy: str
+):
+    """Their losses are those of one process, too; what they stored is the reference's, and the next training pays nothing."""
+    import torch
+
+    one_by_one = {"micro_batch_size": 1}
+    two = {**one_by_one, "num_workers": 2, "strategy": strategy}
+    start, other = (random_adapter(tiny_model, tmp_path / name, seed) for name, seed in (("start", 1), ("other", 2)))
+    policy, reference = Policy("policy-0", str(tiny_model), start), Policy("other", str(tiny_model), other)
     dpo = dpo_once(tiny_model, run_files, tmp_path / "dpo", policy, reference, DPO.model_copy(update=two))
     assert dpo.steps == 6
     assert (tmp_path / "dpo" / "ray_train").is_dir()
-
-    # The two workers shared the pairs; what they stored is the reference's, and the next training pays nothing.
     folder = tmp_path / "dpo" / "reference" / reference_key(reference, bf16=False)
     files_then = sorted(folder.iterdir())
     stored, wanted = read_stored(str(folder)), load(tiny_model, reference.adapter)
@@ -212,15 +218,17 @@ def test_two_workers_train_as_one_process_does(tiny_model: Path, run_files, tmp_
     assert sorted(folder.iterdir()) == files_then
     assert not (tmp_path / "again" / "reference").exists()
     assert losses(dpo) == pytest.approx(losses(again), abs=1e-3)
-    assert not any(torch.equal(second[name], weight) for name, weight in adapter_weights(dpo.adapter).items())
+    before, after = adapter_weights(start), adapter_weights(dpo.adapter)
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], weight) for name, weight in after.items())
 
 
-def other_adapter(model: Path, folder: Path) -> str:
-    """A random adapter of LORA's shape."""
+def random_adapter(model: Path, folder: Path, seed: int) -> str:
+    """One of LORA's shape that changes what the model says."""
     import torch
     from peft import get_peft_model
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     tuned = get_peft_model(load(model), new_adapter(LORA))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
@@ -259,8 +267,10 @@ def test_preferences_go_on_from_the_last_checkpoint(
 ):
     """Of the policy, not of the reference, which starts with the same weights."""
     config = DPO.model_copy(update={"num_workers": 1, "epochs": 3})
-    policy = Policy("policy-0", str(tiny_model), other_adapter(tiny_model, tmp_path / "start"))
-    whole = dpo_once(tiny_model, run_files, tmp_path / "whole", policy, policy, config)
+    policy = Policy("policy-0", str(tiny_model), random_adapter(tiny_model, tmp_path / "start", seed=1))
+    whole = dpo_once(
+        tiny_model, run_files, tmp_path / "whole", policy, policy, config.model_copy(update={"num_workers": 0})
+    )
     after = whole.steps // 3 + 1
     fit = ray_adapter.fit
     monkeypatch.setattr(
