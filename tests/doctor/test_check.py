@@ -31,8 +31,11 @@ def qwen(tmp_path: Path) -> str:
     return f"student.model={publish(tmp_path, 'Qwen2.5-VL-7B-Instruct')}"
 
 
+ADAPTER = "lora.target_modules=.*language_model.*_proj"
+
+
 def local(*settings: str) -> Config:
-    return load_config(LOCAL, ["lora.target_modules=.*language_model.*_proj", *settings])
+    return load_config(LOCAL, [ADAPTER, *settings])
 
 
 def named(found: Diagnosis, name: str) -> Finding:
@@ -103,19 +106,19 @@ def test_a_cache_on_cpu_that_holds_no_sequence(qwen: str) -> None:
         (["sft.batch_size=3"], ["batch_size = 3"]),
     ],
 )
-def test_configs_that_cannot_be_examined(student: Path, settings: list[str], words: list[str]) -> None:
+def test_configs_that_cannot_be_examined(qwen: str, settings: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
-        examine(load_config(LOCAL, [f"student.model={student}", *settings]), Machine(None, 64))
+        examine(local(qwen, *settings), Machine(None, 64))
     assert all(word in str(raised.value) for word in words)
 
 
-def test_exit_codes(student: Path) -> None:
-    arguments = ["doctor", str(LOCAL), f"student.model={student}"]
-    fits = CliRunner().invoke(app, arguments)
+def test_exit_codes(qwen: str) -> None:
+    arguments = ["doctor", str(LOCAL), qwen, ADAPTER, *ON_GPUS]
+    fits = CliRunner().invoke(app, [*arguments, "--gpu-gib", "79"])
     assert (fits.exit_code, "all fits" in fits.output) == (0, True)
-    small = CliRunner().invoke(app, [*arguments, *ON_GPUS, "--gpu-gib", "2"])
+    small = CliRunner().invoke(app, [*arguments, "--gpu-gib", "16"])
     assert (small.exit_code, "NOT ALL FITS" in small.output) == (1, True)
-    assert CliRunner().invoke(app, [*arguments, *ON_GPUS]).exit_code == 2
+    assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 @pytest.mark.slow
