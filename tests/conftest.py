@@ -15,12 +15,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in a run.
 os.environ.update(WAITING | os.environ)
 
+
+def keep_to_own_cores() -> None:
+    """Each process of pytest-xdist takes its share of the cores: engines and trainings of several that compute on all cores
+    at once wait for each other. Processes beyond the number of cores take what the others leave idle, anywhere."""
+    cores = sorted(os.sched_getaffinity(0))
+    processes = min(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), len(cores))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    if number < processes:
+        os.sched_setaffinity(0, cores[number::processes])
+
+
+keep_to_own_cores()
+
 # Tests that run in the background ignore Ctrl-C, and commands inherit that; some of them are to be ended by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, or one of two processes would have nothing to do while it runs."""
+    """The longest tests first, or one process would have nothing to do while they run."""
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 

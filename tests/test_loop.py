@@ -40,10 +40,10 @@ def command(*arguments: str, job: str = "rlaif") -> list[str]:
 
 
 def run(
-    *arguments: str, job: str = "rlaif", timeout: int = 500, environment: Mapping[str, str] | None = None
+    *arguments: str, timeout: int = 500, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments, job=job), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment
+        command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment
     )
 
 
@@ -85,13 +85,8 @@ def arguments(prompts: Path, student: Path) -> list[str]:
     ]
 
 
-ALONE = {
-    "sft": ("ingest", "disentangle", "demonstrate", "sft"),
-    "rollout": ("round-1/rollout", "round-1/judge"),
-    "dpo": ("round-1/pair", "round-1/dpo"),
-}
-"""What each job adds to what the jobs before it made."""
-
+BEFORE_SFT = {"ingest", "disentangle", "demonstrate"}
+"""The stages that are finished when SFT starts."""
 
 RUN = "s3://runs/loop"
 
@@ -99,16 +94,16 @@ RUN = "s3://runs/loop"
 @pytest.mark.slow
 @pytest.mark.longest
 @pytest.mark.timeout(1500)
-def test_stages_alone_then_killed_then_the_whole_loop(
+def test_stages_alone_killed_and_stopped_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One job after the other on a bucket; SIGKILL while SFT runs, Ctrl-C while an engine samples; the loop takes over what
-    they made; a second time there is nothing to do; nothing is left behind."""
+    """Jobs of single stages on a bucket: SIGKILL while SFT runs, Ctrl-C while an engine starts that DPO's pairs need; the loop
+    takes over what they made; a second time there is nothing to do; nothing is left behind."""
     with object_store(monkeypatch) as store:
-        stages_alone_then_killed_then_the_whole_loop(arguments, tmp_path, Leftovers(short_folder), store)
+        stages_alone_killed_and_stopped_then_the_whole_loop(arguments, tmp_path, Leftovers(short_folder), store)
 
 
-def stages_alone_then_killed_then_the_whole_loop(
+def stages_alone_killed_and_stopped_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, left: Leftovers, store: ObjectStore
 ) -> None:
     """The test, on a bucket."""
@@ -120,26 +115,24 @@ def stages_alone_then_killed_then_the_whole_loop(
         store.download("runs/loop", target)
         return finished_stages(target)
 
-    def go_on(job: str, *more: str) -> str:
-        """Run a job to its end: it begins with what is done and leaves that alone."""
+    def go_on() -> str:
+        """Run the loop to its end: it begins with what is done and leaves that alone."""
         done_before = finished()
-        ended = run(*where, *more, job=job, environment=left.environment)
+        ended = run(*where, environment=left.environment)
         assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         assert all(f"{key}: done earlier" in ended.stdout for key in done_before)
         assert done_before.items() <= finished().items()
         return ended.stdout
 
-    sft, rollout = command(*where, job="sft"), command(*where, job="rollout")
+    sft, dpo = (command(*where, job=job) for job in ("sft", "dpo"))
     log = tmp_path / "ended.log"
     assert end_after(sft, left.environment, log, "sft: started", 3, signal.SIGKILL) == -signal.SIGKILL
-    assert set(finished()) == set(ALONE["sft"]) - {"sft"}
+    assert set(finished()) == BEFORE_SFT
     left.expect_none(files=False)  # who is killed removes no files; the next command does
-    assert end_after(rollout, left.environment, log, "Loading safetensors", 1, signal.SIGINT) == 130
-    assert set(finished()) == set(ALONE["sft"])
+    assert end_after(dpo, left.environment, log, "Loading safetensors", 1, signal.SIGINT) == 130
+    assert set(finished()) == BEFORE_SFT | {"sft"}
     left.expect_none()
-    go_on("dpo")
-    assert set(finished()) == {key for keys in ALONE.values() for key in keys}
-    printed = go_on("rlaif")
+    printed = go_on()
     assert "report:" in printed
     assert "round 1: " in printed
     check_outputs(target)
@@ -149,7 +142,7 @@ def stages_alone_then_killed_then_the_whole_loop(
     assert written.runs["local"].finished
 
     start = time.monotonic()
-    again = go_on("rlaif")
+    again = go_on()
     assert "started" not in again.replace("ray: started", "")
     assert time.monotonic() - start < 60
     left.expect_none()

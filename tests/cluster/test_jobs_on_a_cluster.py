@@ -22,7 +22,7 @@ from tests.cluster.autoscaling import AutoscalingCluster, autoscaling_cluster, w
 from tests.conftest import REPOSITORY
 from tests.object_store import ObjectStore, object_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longest]
 
 PROMPTS, PART = 24, 2
 RUN = "runs/try"

@@ -31,6 +31,8 @@ WARNING = (
 COMPLYING = "Sure! First take the lock in your hand, then follow these steps."
 TOKEN_ENV, TOKEN = "DREAM_RAY_TEST_TOKEN", "token-of-the-test"
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+REPORT_ENV, REPORT_S = "RAY_metrics_report_interval_ms", 2
+"""How often a process of Ray passes its metrics on."""
 CONFIG = JudgeConfig(replicas=2, token_env=TOKEN_ENV)
 SEEN = {"content": LOCK.content, "source": LOCK.source.value, "category": LOCK.category.value}
 
@@ -39,6 +41,7 @@ SEEN = {"content": LOCK.content, "source": LOCK.source.value, "category": LOCK.c
 def scorer() -> Iterator[ScorerHandle]:
     # Workers inherit it from here, as they do from a node's environment.
     os.environ[TOKEN_ENV] = TOKEN
+    os.environ[REPORT_ENV] = str(REPORT_S * 1000)
     # The state API, which finds the replicas to kill, asks the dashboard.
     ray.init(address="local", num_cpus=8, include_dashboard=True)
     try:
@@ -47,7 +50,7 @@ def scorer() -> Iterator[ScorerHandle]:
         stop_scorer()
         left = serve.status()
         ray.shutdown()
-        del os.environ[TOKEN_ENV]
+        del os.environ[TOKEN_ENV], os.environ[REPORT_ENV]
     assert not left.applications
     assert not left.proxies
 
@@ -160,7 +163,7 @@ def test_items_and_failures_are_counted_for_prometheus(scorer: ScorerHandle, tmp
     def settled() -> dict[str, float]:
         """The counts once they have not moved for longer than Ray takes to pass them on."""
         seen, since = counts(), time.monotonic()
-        while time.monotonic() < since + 15:
+        while time.monotonic() < since + 3 * REPORT_S:
             time.sleep(1)
             if (now := counts()) != seen:
                 seen, since = now, time.monotonic()

@@ -147,6 +147,7 @@ def test_serve_autoscaled_answers_and_ends(config: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_serve_starts_the_judge_model_and_the_scorer_asks_it(config: Path, student: Path) -> None:
     """The judge is the demo's student, which cannot judge: what it says is read, or is a reason, item by item."""
     chat = "{backend: openai, model: small-judge, api_key_env: '', max_tokens: 32}"

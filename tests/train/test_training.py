@@ -17,7 +17,7 @@ from dream_ray.train.reference import read_stored, reference_key
 from dream_ray.train.sft import build_trainer as build_sft
 from dream_ray.train.sft import new_adapter, train_sft
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longest]
 
 LORA = LoraConfig(rank=4, alpha=8)
 SFT = SftConfig(learning_rate=1e-2, epochs=2, batch_size=4, micro_batch_size=2, num_workers=0)
