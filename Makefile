@@ -33,6 +33,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
+	@# Three processes on two cores: much of a test is waiting, for Ray and for models to load.
 	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)

@@ -14,6 +14,8 @@ from dream_ray.cpu import WAITING
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in a run.
 os.environ.update(WAITING | os.environ)
+# Ray's workers are nice (15), so that beside the test of another process they get 1 % of a core, and time out.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def keep_to_own_cores() -> None:

@@ -134,9 +134,12 @@ def scorer_application(
 
 def stop_scorer() -> None:
     """Take the scorer down and Serve with it, with whatever else runs there. No error where none runs."""
-    if APP in serve.status().applications:
-        serve.delete(APP)
-    serve.shutdown()
+    try:
+        # One by one: `serve.shutdown` waits for 30 s in all and kills what is left, an engine too that is about to end.
+        for name in sorted(serve.status().applications, key=lambda name: name != APP):
+            serve.delete(name)
+    finally:
+        serve.shutdown()
 
 
 def scaling(config: JudgeConfig) -> dict[str, Any]:

@@ -8,8 +8,11 @@ import asyncio
 
 from ray.serve.llm.deployment import LLMServer
 
-ENDS_WITHIN_S = 15.0
-"""How long the engine's processes may take to end; Serve gives the replica 20 s."""
+ENDS_WITHIN_S = 40.0
+"""How long the engine's processes may take to end before they are killed, which leaves their shared memory: 5 s on free cores,
+14 s beside six processes that compute."""
+REPLICA_ENDS_WITHIN_S = ENDS_WITHIN_S + 10
+"""How long Serve is to give the replica (20 s unless told); `serve.delete` waits for 60 s."""
 
 
 class JudgeModelServer(LLMServer):

@@ -89,7 +89,7 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
     """The Serve application that serves a model under the OpenAI protocol."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    from dream_ray.pipeline.model_server import JudgeModelServer
+    from dream_ray.pipeline.model_server import REPLICA_ENDS_WITHIN_S, JudgeModelServer
 
     least, most = config.autoscale
     llm = LLMConfig(
@@ -105,7 +105,8 @@ def model_app(config: ServedModelConfig, name: str) -> Any:
                 "max_replicas": most,
                 # ray.serve.llm's own is a thousand million, so that it never adds an engine.
                 "target_ongoing_requests": MODEL_ONGOING_REQUESTS,
-            }
+            },
+            "graceful_shutdown_timeout_s": REPLICA_ENDS_WITHIN_S,
         },
         log_engine_metrics=False,
         server_cls=JudgeModelServer,

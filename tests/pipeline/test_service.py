@@ -31,6 +31,7 @@ student: {model: none}
 sources: [{path: none.jsonl}]
 """
 STARTS_WITHIN_S = 300
+ENDS_WITHIN_S = 120
 UNREADABLE = {"no_verdict", "no_score", "no_yes_or_no", "truncated"}
 """What a judge's reply may lack; whatever else goes wrong is not the small judge's fault."""
 
@@ -122,7 +123,7 @@ def serving(config: Path, *overrides: str) -> Iterator[str]:
         yield log.read_text()
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        code = process.wait(ENDS_WITHIN_S)
     assert code == 0, log.read_text()[-3000:]
     _, left = psutil.wait_procs(children, timeout=30)
     assert [child.name() for child in left] == []
