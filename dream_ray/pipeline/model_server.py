@@ -9,7 +9,7 @@ import asyncio
 from ray.serve.llm.deployment import LLMServer
 
 ENDS_WITHIN_S = 40.0
-"""How long the engine's processes may take to end before they are killed, which leaves their shared memory: 5 s on free cores,
+"""How long the engine's processes may take to end before they are killed, which leaves their shared memory: 7 s on free cores,
 14 s beside six processes that compute."""
 REPLICA_ENDS_WITHIN_S = ENDS_WITHIN_S + 10
 """How long Serve is to give the replica (20 s unless told); `serve.delete` waits for 60 s."""

@@ -143,7 +143,7 @@ def test_disentangling_on_ray_data_leaves_nothing_behind(student: Path, tmp_path
     prompts = [prompt_of(f"Tell me a story about {c} paint.", stored_image(tmp_path, c)) for c in ("red", "green")]
     config = config_of(student)
     assert large_processes() == []
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         dataset = ray.data.from_arrow([to_table(Prompt, [prompt]) for prompt in prompts]).map_batches(
             DisentangleActor,

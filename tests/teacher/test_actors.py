@@ -30,7 +30,7 @@ def prompts_of(folder) -> list[Prompt]:
 @pytest.mark.slow
 def test_disentangling_through_ray_data(tmp_path) -> None:
     prompts = prompts_of(tmp_path)
-    ray.init(num_cpus=8, include_dashboard=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False)
     try:
         dataset = ray.data.from_arrow(to_table(Prompt, prompts)).map_batches(
             DisentangleActor,

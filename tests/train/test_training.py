@@ -166,7 +166,7 @@ def test_policies_that_do_not_fit_are_refused(tiny_model: Path, run_files, tmp_p
 def cluster():
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False)
     yield
     ray.shutdown()
 
