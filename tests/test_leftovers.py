@@ -75,5 +75,6 @@ def test_nothing_is_left_however_a_command_ends(arguments: list[str], tmp_path: 
     # A spot machine gives 30 s between SIGTERM and its end.
     assert driver.wait(timeout=30) == 130, log.read_text()[-2000:]
     left.expect_none()
-    # Half a file of a worker that was killed while it wrote may be there: who does the stage anew sweeps it (test_resume.py).
     assert not (run / "lease.json").exists()
+    # Half a file of a worker that was killed while it wrote: nowhere but where the stage's next attempt removes it.
+    assert {path.parent for path in run.rglob("*.tmp")} <= set((run / "stages" / "disentangle").glob("*/*"))
