@@ -1,8 +1,8 @@
 """When a training ends early: its numbers left their bounds, or are no numbers any more.
 
-Contract: `out_of_bounds` is pure. `FiniteWatch`, for every training, ends it at the first log entry whose loss or gradient is
-not finite: that training is of no use. `CollapseWatch`, for DPO, adds `kl` to each entry, answers benign prompts where a bound
-asks for it (`probe/refused`, `probe/words`), and ends the training at the first entry out of bounds, with the weights of the
+Contract: `FiniteWatch`, for every training, ends it at the first log entry whose loss or gradient is not finite: that
+training is of no use. `CollapseWatch`, for DPO, adds `kl` to each entry, answers benign prompts where a bound asks for it
+(`probe/refused`, `probe/words`), and ends the training at the first entry out of bounds (bounds.py), with the weights of the
 last one within them. All workers see the same numbers and stop at the same step.
 
 KL to the reference: with r = log p/p_ref of a whole answer, the mean of -r over the pairs' answers. It estimates
@@ -13,7 +13,7 @@ away from both answers, chosen and rejected, as it does in a collapse.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -22,6 +22,7 @@ from dream_ray.config import CollapseConfig
 from dream_ray.evaluate.keywords import sounds_like_refusal
 from dream_ray.records import Prompt
 from dream_ray.student import StudentReader
+from dream_ray.train.bounds import out_of_bounds
 from dream_ray.train.numbers import add_numbers
 
 if TYPE_CHECKING:
@@ -32,27 +33,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_TIMES = 8
 """How often in a training benign prompts are answered, besides once before it."""
-
-
-def out_of_bounds(numbers: Mapping[str, float], words_before: float | None, bounds: CollapseConfig) -> str:
-    """Why a log entry's numbers are out of bounds, "" where they are not. Numbers that it lacks are not judged."""
-    limits = (
-        ("rewards/margins", bounds.max_margin, "max_margin"),
-        ("kl", bounds.max_kl, "max_kl"),
-        ("probe/refused", bounds.max_benign_refusal, "max_benign_refusal"),
-    )
-    for name, most, setting in limits:
-        if most is not None and numbers.get(name, -math.inf) > most:
-            return f"{name} = {numbers[name]:.3g} is above dpo.stop.{setting} = {most:g}"
-    most = bounds.max_length_ratio
-    if most is not None and words_before and "probe/words" in numbers:
-        ratio = numbers["probe/words"] / words_before
-        if not 1 / most <= ratio <= most:
-            return (
-                f"answers to benign prompts have {numbers['probe/words']:.1f} words, {ratio:.2f} times the {words_before:.1f} "
-                f"before the round, beyond dpo.stop.max_length_ratio = {most:g}"
-            )
-    return ""
 
 
 class EarlyEnd(TrainerCallback):

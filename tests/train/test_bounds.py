@@ -3,7 +3,7 @@
 import pytest
 
 from dream_ray.config import CollapseConfig
-from dream_ray.train.collapse import out_of_bounds
+from dream_ray.train.bounds import out_of_bounds
 
 BOUNDS = CollapseConfig(max_margin=4.0, max_kl=30.0, max_length_ratio=2.0, max_benign_refusal=0.25)
 
