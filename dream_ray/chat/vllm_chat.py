@@ -17,7 +17,7 @@ from dream_ray.chat.protocol import ChatReply, ChatRequest, Task
 from dream_ray.config import ImageConfig, VllmConfig
 from dream_ray.dialogue import rendered
 from dream_ray.engine.engine import Engine, EngineError, Query, Rejected
-from dream_ray.engine.settings import base_arguments
+from dream_ray.engine.settings import STRUCTURED, base_arguments
 from dream_ray.images import BadImage, decode, sha256
 from dream_ray.prompts import Templates
 from dream_ray.stopwatch import GpuWatch
@@ -124,8 +124,6 @@ class VllmChat:
 
 def engine_arguments(config: VllmConfig, model: str) -> dict[str, Any]:
     """vLLM's EngineArgs for a teacher or judge in the local folder `model`."""
-    from vllm.config import StructuredOutputsConfig
-
     arguments = base_arguments(
         model=model,
         dtype=config.dtype,
@@ -135,9 +133,7 @@ def engine_arguments(config: VllmConfig, model: str) -> dict[str, Any]:
         kv_cache_gib=config.kv_cache_gib,
         trust_remote_code=config.trust_remote_code,
     )
-    # No free whitespace in JSON: it costs tokens, and a weak model fills its whole answer with it.
-    structured = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
-    return arguments | {"structured_outputs_config": structured}
+    return arguments | {"structured_outputs_config": STRUCTURED}
 
 
 def sampling_params(config: VllmConfig, task: Task) -> "SamplingParams":

@@ -11,6 +11,10 @@ from typing import Any
 PREFILL_TOKENS = 4096
 """Prompt tokens that one step of a CPU engine reads at most, vLLM's own figure for offline use on a CPU."""
 
+STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""How an engine keeps a teacher or judge to a form. No free whitespace in JSON: it costs tokens, and a weak model fills its
+whole answer with it."""
+
 
 def base_arguments(
     *, model: str, dtype: str, max_model_len: int, images: int, gpus: int, kv_cache_gib: int, trust_remote_code: bool

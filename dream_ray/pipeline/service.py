@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dream_ray.config import Config, ConfigError, OpenAIConfig, ServedModelConfig, secret
+from dream_ray.engine.settings import STRUCTURED
 
 if TYPE_CHECKING:
     from dream_ray.pipeline.run import Run
@@ -121,6 +122,7 @@ def engine_arguments(config: ServedModelConfig) -> dict[str, Any]:
         "max_model_len": config.max_model_len,
         "trust_remote_code": config.trust_remote_code,
         "limit_mm_per_prompt": {"image": config.max_images},
+        "structured_outputs_config": STRUCTURED,
     }
     if config.gpus > 0:
         return common | {"tensor_parallel_size": config.gpus}
