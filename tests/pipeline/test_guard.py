@@ -80,8 +80,18 @@ class Pass:
         return [row for at in sorted(done) for row in done[at].to_pylist()]
 
     async def _one_life(self, blocks: tuple[pa.Table, ...], done: dict[int, pa.Table]) -> None:
-        actor = actor_of(self.folder, self.poison, self.how, self.asked, self.most)
         died = asyncio.Event()
+        write, delete = guard.write_flight, guard.files.delete_file
+        with pytest.MonkeyPatch.context() as patch:
+            # A dead process writes and removes no file: not in a `finally`, and not in the call that was next in turn.
+            patch.setattr(guard, "write_flight", lambda uri, flight: died.is_set() or write(uri, flight))
+            patch.setattr(guard.files, "delete_file", lambda uri: died.is_set() or delete(uri))
+            await self._until(died, blocks, done)
+        self.deaths += died.is_set()
+
+    async def _until(self, died: asyncio.Event, blocks: tuple[pa.Table, ...], done: dict[int, pa.Table]) -> None:
+        """One actor, until all is done or it has died."""
+        actor = actor_of(self.folder, self.poison, self.how, self.asked, self.most)
 
         async def give(at: int) -> None:
             try:
@@ -94,17 +104,12 @@ class Pass:
         everything = asyncio.gather(*tasks)
         dying = asyncio.ensure_future(died.wait())
         await asyncio.wait([everything, dying], return_when=asyncio.FIRST_COMPLETED)
-        self.deaths += died.is_set()
         if not died.is_set():
             dying.cancel()
             everything.result()
             return
-        # As in a process that ends, no `finally` may write or remove a file.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(guard.files, "delete_file", lambda uri: None)
-            patch.setattr(guard, "write_flight", lambda uri, flight: None)
-            everything.cancel()
-            await asyncio.gather(everything, return_exceptions=True)
+        everything.cancel()
+        await asyncio.gather(everything, return_exceptions=True)
 
 
 def reasons(rows: list[dict[str, Any]]) -> dict[str, str]:
