@@ -56,7 +56,7 @@ def finished_parts(run: Path) -> int:
 
 
 def wait_for_rows(driver: subprocess.Popen[bytes], run: Path, rows: int, log: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while finished_parts(run) < rows:
         assert driver.poll() is None, log.read_text()[-2000:]
         assert time.monotonic() < deadline
@@ -67,7 +67,7 @@ def wait_for_rows(driver: subprocess.Popen[bytes], run: Path, rows: int, log: Pa
 def test_nothing_is_left_however_a_command_ends(arguments: list[str], tmp_path: Path, short_folder: Path) -> None:
     """By an error, and by SIGTERM; the other ways are in test_loop.py."""
     left, log, run = Leftovers(short_folder), tmp_path / "log", tmp_path / "run"
-    assert start([*arguments, "max_failure_rate=0"], left, log).wait(timeout=200) == 1, log.read_text()[-2000:]
+    assert start([*arguments, "max_failure_rate=0"], left, log).wait(timeout=600) == 1, log.read_text()[-2000:]
     left.expect_none()
     driver = start(arguments, left, log)
     wait_for_rows(driver, run, 5, log)

@@ -40,7 +40,7 @@ def command(*arguments: str, job: str = "rlaif") -> list[str]:
 
 
 def run(
-    *arguments: str, timeout: int = 500, environment: Mapping[str, str] | None = None
+    *arguments: str, timeout: int = 1500, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment
@@ -93,7 +93,7 @@ RUN = "s3://runs/loop"
 
 @pytest.mark.slow
 @pytest.mark.longest
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(4500)
 def test_stages_alone_killed_and_stopped_then_the_whole_loop(
     arguments: list[str], tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +144,7 @@ def stages_alone_killed_and_stopped_then_the_whole_loop(
     start = time.monotonic()
     again = go_on()
     assert "started" not in again.replace("ray: started", "")
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 120
     left.expect_none()
     assert not [place for place in store.objects if "in_flight" in place or place.endswith((".tmp", "lease.json"))]
 

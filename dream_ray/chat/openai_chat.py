@@ -254,6 +254,8 @@ class OpenAIChat:
         text = error.message
         if self._key:
             text = text.replace(self._key, "<key>")
+        if error.status_code == 404:  # a wrong name or a wrong address, and ray.serve.llm says nothing but the number
+            text = f"asked for the model {self._config.model!r} at {self._config.base_url}: {text}"
         return text[:DETAIL_CHARS]
 
     def _note_model(self, model: str | None) -> None:

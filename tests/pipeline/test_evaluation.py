@@ -118,12 +118,12 @@ def command(folder: Path, student: Path, *arguments: str) -> "subprocess.Complet
             f"student.model={student}", "evaluate.max_tokens=12", "part_rows=2", "--run-dir", str(folder / "run"),
             *arguments,
         ],
-        capture_output=True, text=True, timeout=550, cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=1500, cwd=REPOSITORY,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_two_policies_on_a_benchmark_and_nothing_is_done_twice(student: Path, tmp_path: Path) -> None:
     """Answers from the real engine, the rules judge, numbers for both policies and the change between them."""
     from dream_ray.config import LoraConfig

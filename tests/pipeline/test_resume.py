@@ -44,7 +44,7 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     undisturbed.mkdir()
     first = start(killed)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while len(marks := list(killed.glob("run/stages/copy/*/parts/*.json"))) < PARTS // 3:
             assert first.poll() is None
             assert time.monotonic() < deadline
@@ -57,7 +57,7 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in killed.glob("run/stages/*/*/*/*.parquet")}
     before = Counter((killed / "asked.txt").read_text().split())
     assert len(before) < PARTS * ROWS
-    assert start(killed, undisturbed).wait(timeout=240) == 0
+    assert start(killed, undisturbed).wait(timeout=600) == 0
 
     for stage in ("slow", "copy"):
         for kind in ("data", "errors"):

@@ -21,7 +21,7 @@ from dream_ray.feedback.wire import EXAMPLE_ITEM
 from dream_ray.prompts import load_templates
 from tests.serving import CONFIG, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.longest]
+pytestmark = [pytest.mark.slow, pytest.mark.longest, pytest.mark.timeout(1200)]
 
 NAME = "small-judge"
 UNREADABLE = {"no_verdict", "no_score", "no_yes_or_no", "truncated"}
@@ -164,4 +164,4 @@ def test_a_wrong_model_name_fails_at_once(judge: Judge) -> None:
         OpenAIChat(config, load_templates()).ask(ChatRequest(Task.IMAGE_PASS, {"text": "What is this?"}))
     )
     assert (reply.text, reply.reason, reply.attempts) == (None, "http_404", 1)
-    assert "nobody" in reply.detail
+    assert reply.detail.startswith(f"asked for the model 'nobody' at {judge.base_url}: ")
