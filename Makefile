@@ -4,10 +4,12 @@
 # make lint       format, lint, types
 # make lock       write requirements/*.txt from pyproject.toml
 #
-# PYTHON=python3.12 chooses the interpreter (3.11 or later), PINS=requirements/gpu.txt the packages of a GPU machine.
+# PYTHON=python3.12 chooses the interpreter (3.11 or later), PINS=requirements/gpu.txt the packages of a GPU machine,
+# TESTS_AT_ONCE=2 spares a slow machine: where three want its cores, Ray's heartbeats come too late.
 
 PYTHON ?= python3
 PINS ?= requirements/cpu.txt
+TESTS_AT_ONCE ?= 3
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
@@ -33,8 +35,8 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
-	@# Three processes on two cores: much of a test is waiting, for Ray and for models to load.
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
+	@# Three processes on two cores unless told: much of a test is waiting, for Ray and for models to load.
+	$(BIN)/python -m pytest -m slow -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -43,7 +43,8 @@ def judge(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[J
     config.write_text(CONFIG)
     chat = f"{{backend: openai, model: {NAME}, api_key_env: '', max_tokens: 32}}"
     with serving(
-        config, f"judge={{chat: {chat}, serve_model: {{path: {student}, gpus: 0, max_model_len: 4096}}}}"
+        config,
+        f"judge={{chat: {chat}, serve_model: {{path: {student}, gpus: 0, dtype: float32, max_model_len: 4096}}}}",
     ) as said:
         scorer = re.search(rf"scorer:  (http://\S+)/v1/score, judge: {NAME}", said)
         base_url = re.search(r"model:   base_url (\S+)", said)
