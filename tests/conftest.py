@@ -36,7 +36,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Files without a test of the chosen part are not imported: that took a third of the fast part's time."""
+    """Files without a test of the chosen part are not imported: with what they import that takes seconds, in each process."""
     if not collection_path.match("test_*.py"):
         return None
     text = collection_path.read_text()

@@ -35,7 +35,7 @@ def test_a_prompt_that_the_engine_cannot_take_is_a_reason() -> None:
     assert reply_of(Rejected("prompt_too_long", "9 tokens")) == ChatReply(None, "prompt_too_long", "9 tokens")
 
 
-@pytest.mark.slow  # as the next ones: imports vLLM
+@pytest.mark.slow  # imports vLLM
 @pytest.mark.parametrize("task", list(Task))
 def test_every_form_reaches_the_decoder(task: Task) -> None:
     form, structured = form_of(task), sampling_params(CONFIG, task).structured_outputs
@@ -47,7 +47,6 @@ def test_every_form_reaches_the_decoder(task: Task) -> None:
     assert structured.json == (None if form.choices or form.regex else form.schema)
 
 
-@pytest.mark.slow
 def test_gpus_become_ranks_of_one_engine_in_one_actor() -> None:
     config = CONFIG.model_copy(update={"gpus": 4})
     assert engine_arguments(config, "/m")["tensor_parallel_size"] == 4
@@ -56,7 +55,6 @@ def test_gpus_become_ranks_of_one_engine_in_one_actor() -> None:
     assert "OMP_NUM_THREADS" not in options["runtime_env"]["env_vars"]
 
 
-@pytest.mark.slow
 def test_a_cpu_engine_reads_the_longest_prompt_in_one_step() -> None:
     arguments = engine_arguments(CONFIG, "/m")
     assert arguments["max_num_batched_tokens"] == 9000

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.longest]
 PROMPTS, PART = 24, 2
 RUN = "runs/try"
 JOB_SECONDS = 720.0
-"""Longest that a step of a job may take; on two idle cores the longest takes a fifth of it."""
+"""Longest that a step of a job may take; on two idle cores the longest takes about 50 s."""
 
 
 @dataclass
