@@ -3,7 +3,8 @@
     python -m tests.pipeline.resumed_driver FOLDER …
 
 Each row that is worked on leaves a line in FOLDER/asked.txt. The stage writes two kinds of rows, as sampling and judging do,
-and every seventh row fails.
+and every seventh row fails. It stops half way until there is a file FOLDER/go-on: who strikes it finds it at work, on a machine
+of any speed.
 """
 
 import sys
@@ -37,15 +38,17 @@ def fails(row_id: str) -> bool:
 
 
 class Slow:
-    """Takes a moment for each row and says in a file that it was asked."""
+    """Says in a file that a row was asked, and begins the second half of the parts when it may."""
 
     def __init__(self, log: str):
         self._log = log
+        self._go_on = Path(log).with_name("go-on")
 
     def __call__(self, block: pa.Table) -> pa.Table:
         outcomes: list[Disentanglement | ErrorRow] = []
         for row in block.to_pylist():
-            time.sleep(0.1)
+            while row["id"] >= ids(PARTS // 2)[0] and not self._go_on.exists():
+                time.sleep(0.02)
             with open(self._log, "a") as stream:
                 stream.write(row["id"] + "\n")
             bad = ErrorRow("slow", row["id"], "no_list", "", 1, "0" * 12, 5, 0, 0)
@@ -55,7 +58,8 @@ class Slow:
 
 
 def carry_out(run_dir: Path, asked: Path) -> None:
-    """Carry out the stage, or go on with it, on the Ray that is there; `asked` is the file of the rows worked on."""
+    """Carry out the stage, or go on with it, on the Ray that is there; `asked` is the file of the rows worked on, and beside it
+    is to be the file "go-on"."""
     run = Run(Config.model_validate(CONFIG), str(run_dir))
     plans = [run.plans.plan(key, 1, {}, {}) for key in ("slow", "copy")]
 

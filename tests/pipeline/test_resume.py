@@ -42,6 +42,7 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     killed.mkdir()
     undisturbed.mkdir()
+    (undisturbed / "go-on").touch()
     first = start(killed)
     try:
         deadline = time.monotonic() + 600
@@ -57,6 +58,7 @@ def test_a_killed_stage_goes_on_with_its_finished_parts(tmp_path: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in killed.glob("run/stages/*/*/*/*.parquet")}
     before = Counter((killed / "asked.txt").read_text().split())
     assert len(before) < PARTS * ROWS
+    (killed / "go-on").touch()
     assert start(killed, undisturbed).wait(timeout=600) == 0
 
     for stage in ("slow", "copy"):

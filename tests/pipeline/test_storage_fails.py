@@ -147,6 +147,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_full_disk_stops_the_stage_which_goes_on_once_there_is_room(small_disk: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked.txt"
+    (tmp_path / "go-on").touch()
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
         _quiet_data()
