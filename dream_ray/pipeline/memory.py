@@ -7,6 +7,7 @@ driver started Ray itself; on a cluster that it joined, the workers are not its 
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
@@ -17,6 +18,13 @@ SECONDS_BETWEEN_SAMPLES = 2.0
 
 GROWTH = 0.01
 """By how much processes have to grow together before it counts: the peak may be that much too low."""
+
+WALKING = 0.02
+"""Which share of a core walking through pages may take. While a run starts its workers, processes come and grow at every
+sample, and walking each time took a tenth of a core."""
+
+AT_ONCE = 0.1
+"""By how much processes have to grow together to be walked through whatever that costs: a model that loads is not missed."""
 
 
 def resident(process: psutil.Process) -> int:
@@ -67,12 +75,16 @@ class PeakMemory:
         # Walking through the pages of a training costs a tenth of a core if done at each sample, and holds up what allocates
         # meanwhile. Together the same processes hold more only where the sum of their resident sizes has grown, which costs
         # next to nothing to read.
-        known, largest = frozenset[int](), 0
+        known, largest, due = frozenset[int](), 0, 0.0
         while True:
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
             pids, now = frozenset(process.pid for process in processes), total(processes, resident)
-            if pids != known or now > (1 + GROWTH) * largest:
+            changed = pids != known or now > (1 + GROWTH) * largest
+            began = time.monotonic()
+            if now > (1 + AT_ONCE) * largest or (changed and began >= due):
                 self.bytes = max(self.bytes or 0, total(processes, held))
                 known, largest = pids, now
+                ended = time.monotonic()
+                due = ended + (ended - began) / WALKING
             if self._end.wait(SECONDS_BETWEEN_SAMPLES):
                 return

@@ -61,6 +61,31 @@ def test_what_a_process_takes_later_counts(monkeypatch: pytest.MonkeyPatch) -> N
             assert (calls["held"], peak.bytes) == (walks, most * MIB)
 
 
+def test_what_grows_little_waits_while_walking_costs_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(memory, "SECONDS_BETWEEN_SAMPLES", 0.02)
+    monkeypatch.setattr(memory, "WALKING", 0.1)
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [])
+    size = 100 * MIB
+    walks = [0.0]
+
+    def walk(process: psutil.Process) -> int:
+        time.sleep(0.1)
+        walks.append(time.monotonic())
+        return size
+
+    monkeypatch.setattr(memory, "resident", lambda process: size)
+    monkeypatch.setattr(memory, "held", walk)
+    with PeakMemory():
+        wait_until(lambda: len(walks) == 2)
+        size = 105 * MIB
+        monkeypatch.setattr(memory, "WALKING", 0.001)  # from the next walk on it is 100 s, more than this waits
+        wait_until(lambda: len(walks) == 3)
+        assert walks[2] - walks[1] > 1.0  # ten times a walk, and the walk
+        size = 130 * MIB
+        wait_until(lambda: len(walks) == 4)
+
+
 def wait_until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not happened():
