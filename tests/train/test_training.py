@@ -237,21 +237,31 @@ def random_adapter(model: Path, folder: Path, seed: int) -> str:
     return str(folder)
 
 
-STEPS_OF_A_CRASH = [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
-"""Three epochs of three steps; the checkpoint after step 3 is what a crash in step 5 goes back to."""
+STEPS_OF_TWO_CRASHES = [1, 2, 3, 4, 5, 5, 6, 7, 7, 8, 9]
+"""Three epochs of three steps with a checkpoint every two: a crash in step 6 goes back to the one after step 4, the first of the
+second epoch; one in step 8 to the one after step 6, at an epoch's end."""
 
 PACE = "tokens_per_second"
-STEPS_OF_A_CRASH_WITHIN_AN_EPOCH = [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
-"""With a checkpoint every two steps; a crash in step 6 goes back to the one after step 4, the first of the second epoch."""
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint(tiny_model: Path, run_files, tmp_path: Path, cluster):
-    """With the batch that would have come next: what comes out is what comes out without a crash."""
+def test_a_new_driver_and_a_new_worker_go_on_from_the_last_checkpoint(
+    tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """The first crash ends the driver's training, the second one a worker of the next driver. Each time with the batch that
+    would have come next: what comes out is what comes out without a crash."""
+    from ray.train import TrainingFailedError
+
     config = SFT.model_copy(update={"num_workers": 1, "epochs": 3, "checkpoint_steps": 2})
     whole = sft_once(tiny_model, run_files, tmp_path / "whole", config.model_copy(update={"num_workers": 0}))
     (tmp_path / "crash").mkdir()
-    crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config, after=5, saved=4)
-    assert steps_done(tmp_path) == STEPS_OF_A_CRASH_WITHIN_AN_EPOCH
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_adapter, "MAX_FAILURES", 0)
+        with pytest.raises(TrainingFailedError):
+            fit_with_one_crash(tiny_model, run_files, tmp_path, config, after=5, saved=4)
+    assert not (tmp_path / "crash" / "adapter").exists()
+    (tmp_path / "crashed").unlink()
+    crashed = fit_with_one_crash(tiny_model, run_files, tmp_path, config, after=7, saved=6)
+    assert steps_done(tmp_path) == STEPS_OF_TWO_CRASHES
     assert len(list((tmp_path / "crash" / "ray_train").glob("checkpoint_2*"))) == 1
     assert (crashed.steps, crashed.examples, crashed.tokens) == (whole.steps, whole.examples, whole.tokens)
     said = [
@@ -281,23 +291,6 @@ def test_preferences_go_on_from_the_last_checkpoint(
     assert_same_weights(whole.adapter, crashed.adapter)
 
 
-def test_a_new_driver_goes_on_from_the_last_checkpoint(
-    tiny_model: Path, run_files, tmp_path: Path, cluster, monkeypatch: pytest.MonkeyPatch
-):
-    from ray.train import TrainingFailedError
-
-    config = SFT.model_copy(update={"num_workers": 1, "epochs": 3})
-    (tmp_path / "crash").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_adapter, "MAX_FAILURES", 0)
-        with pytest.raises(TrainingFailedError):
-            fit_with_one_crash(tiny_model, run_files, tmp_path, config)
-    assert not (tmp_path / "crash" / "adapter").exists()
-    result = fit_with_one_crash(tiny_model, run_files, tmp_path, config)
-    assert steps_done(tmp_path) == STEPS_OF_A_CRASH
-    assert result.steps == 9
-
-
 def assert_same_weights(whole: str, crashed: str) -> None:
     import torch
 
@@ -311,7 +304,7 @@ def steps_done(folder: Path) -> list[int]:
 
 
 def fit_with_one_crash(
-    model: Path, run_files: dict[str, str], folder: Path, config: SftConfig, after: int = 4, saved: int = 3
+    model: Path, run_files: dict[str, str], folder: Path, config: SftConfig, after: int, saved: int
 ):
     """Train into folder/crash; the worker dies after so many steps, the first time that it gets there, once the checkpoint
     of the step `saved` is known."""
