@@ -238,8 +238,8 @@ def random_adapter(model: Path, folder: Path, seed: int) -> str:
 
 
 STEPS_OF_TWO_CRASHES = [1, 2, 3, 4, 5, 5, 6, 7, 7, 8, 9]
-"""Three epochs of three steps with a checkpoint every two: a crash in step 6 goes back to the one after step 4, the first of the
-second epoch; one in step 8 to the one after step 6, at an epoch's end."""
+"""Three epochs of three steps with a checkpoint every two: a crash in step 6 goes back to the one after step 4, the first of
+the second epoch; one in step 8 to the one after step 6, at an epoch's end."""
 
 PACE = "tokens_per_second"
 
