@@ -303,9 +303,7 @@ def steps_done(folder: Path) -> list[int]:
     return [int(line) for line in (folder / "steps").read_text().split()]
 
 
-def fit_with_one_crash(
-    model: Path, run_files: dict[str, str], folder: Path, config: SftConfig, after: int, saved: int
-):
+def fit_with_one_crash(model: Path, run_files: dict[str, str], folder: Path, config: SftConfig, after: int, saved: int):
     """Train into folder/crash; the worker dies after so many steps, the first time that it gets there, once the checkpoint
     of the step `saved` is known."""
     settings = {
