@@ -13,6 +13,7 @@ to a row is in the functions that are passed in.
 import io
 import json
 import logging
+import os
 import time
 from array import array
 from collections import Counter
@@ -42,6 +43,9 @@ TOKEN_COLUMNS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 """The columns of records and errors that are summed up."""
 PROGRESS_SECONDS = 10.0
 """Least time between two progress lines of a pass."""
+WRITERS_HERE = 2
+"""Processes that write at a time where Ray was started on this machine. A part is written in milliseconds; a process takes
+seconds to start and 120 MB, and Ray keeps it: it looks for work a hundred times a second and holds up what trains beside it."""
 
 Stages = Callable[[ray.data.Dataset], ray.data.Dataset]
 
@@ -240,7 +244,9 @@ def run_pass(
     if left:
         dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
         dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
-        counted = stages(dataset).map_batches(_Writer(targets), batch_format="pyarrow", batch_size=None)
+        counted = stages(dataset).map_batches(
+            _Writer(targets), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(writers())
+        )
         measures.show_waiting(name, sum(item.rows for item in left))
         try:
             for row in counted.iter_rows():
@@ -316,6 +322,11 @@ def _through(targets: Sequence[Target], tallies: dict[str, Tally]) -> int:
     """Rows that are through the whole pass: those of each job's last target."""
     last = {target.job: tallies[target.ref.key] for target in targets}
     return sum(tally.rows_out + tally.failed + tally.unasked for tally in last.values())
+
+
+def writers() -> int | None:
+    """How many processes may write at a time; None, as many as have room, on a cluster that was joined."""
+    return None if "RAY_ADDRESS" in os.environ else WRITERS_HERE
 
 
 class _Reader:

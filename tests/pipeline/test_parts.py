@@ -9,7 +9,7 @@ import pytest
 
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline.data_stages import labelled
-from dream_ray.pipeline.parts import BudgetReached, EndpointSilent, StageFailed, Tally, Target, _Writer, settle
+from dream_ray.pipeline.parts import BudgetReached, EndpointSilent, StageFailed, Tally, Target, _Writer, settle, writers
 from dream_ray.pipeline.store import RunStore
 from dream_ray.records import Disentanglement, ErrorRow, Prompt
 
@@ -84,3 +84,10 @@ def test_a_silent_endpoint_is_told_before_the_time_outs_that_showed_it(tmp_path:
     with pytest.raises(EndpointSilent) as stopped:
         settle(targets, {"copy": Tally(failed=1), "disentangle": silent}, 0.05)
     assert stopped.value.finished == {}
+
+
+def test_a_cluster_that_was_joined_has_as_many_writers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert writers() == 2
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert writers() is None
