@@ -44,8 +44,8 @@ TOKEN_COLUMNS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 PROGRESS_SECONDS = 10.0
 """Least time between two progress lines of a pass."""
 WRITERS_HERE = 2
-"""Processes that write at a time where Ray was started on this machine: a part is written in milliseconds, and each process takes
-seconds to start and 120 MB for as long as the run goes on, as Ray keeps it."""
+"""Processes that write at a time where Ray was started on this machine. A part is written in milliseconds, but each process
+takes seconds to start, and 120 MB for as long as the run goes on, as Ray keeps it."""
 
 Stages = Callable[[ray.data.Dataset], ray.data.Dataset]
 
