@@ -91,7 +91,7 @@ def test_a_source_of_any_size_is_read_in_the_same_memory(tmp_path: Path, suffix:
         return [{"id": str(number), "text": f"What is number {number}? " + "word " * 40} for number in range(rows)]
 
     small = peak_of_reading(tmp_path / f"small.{suffix}", table(1_000))
-    large = peak_of_reading(tmp_path / f"large.{suffix}", table(4_000))
+    large = peak_of_reading(tmp_path / f"large.{suffix}", table(8_000))
     assert large < 1.5 * small
 
 
