@@ -6,7 +6,6 @@ needed its place.
 """
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from ray.data import DataContext
 from dream_ray.config import Config, ConfigError
 from dream_ray.cpu import WAITING
 from dream_ray.pipeline import placement
+from dream_ray.pipeline.joined import joined_cluster
 from dream_ray.pipeline.nodes import wait_for_nodes
 from dream_ray.pipeline.run import Run
 from dream_ray.scratch import ScratchFolder
@@ -40,7 +40,7 @@ def connected(config: Config) -> Iterator[None]:
     """Ray for the length of a run. Call it from the main thread, whose signal handlers it keeps."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as afterwards:
-        if "RAY_ADDRESS" in os.environ:
+        if joined_cluster():
             ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level=logging.WARNING)
             log.info("ray: joined the cluster at %s", ray.get_runtime_context().gcs_address)
         else:

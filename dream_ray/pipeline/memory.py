@@ -5,7 +5,6 @@ driver started Ray itself; on a cluster that it joined, the workers are not its 
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,18 +12,21 @@ from types import TracebackType
 
 import psutil
 
+from dream_ray.pipeline.joined import joined_cluster
+
 SECONDS_BETWEEN_SAMPLES = 2.0
 """Short against a stage that holds a model, long against the milliseconds that listing some fifty processes takes."""
 
 GROWTH = 0.01
-"""By how much processes have to grow together before it counts: the peak may be that much too low."""
+"""By how much processes have to grow together before it counts."""
 
 WALKING = 0.02
 """Which share of a core walking through pages may take. While a run starts its workers, processes come and grow at every
 sample, and walking each time took a tenth of a core."""
 
 AT_ONCE = 0.1
-"""By how much processes have to grow together to be walked through whatever that costs: a model that loads is not missed."""
+"""By how much processes have to grow together to be walked through whatever that costs: a model that loads is not missed. What
+grows by less and goes again before walking is due is; the peak may be that much too low."""
 
 
 def resident(process: psutil.Process) -> int:
@@ -60,7 +62,7 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
     def __enter__(self) -> "PeakMemory":
-        if "RAY_ADDRESS" not in os.environ:
+        if not joined_cluster():
             self._thread.start()
         return self
 

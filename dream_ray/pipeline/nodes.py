@@ -6,7 +6,6 @@ It raises NodesMissing after the limit, and ConfigError at once where Ray was st
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from dream_ray.config import ClusterConfig, Config, ConfigError
 from dream_ray.pipeline import placement
+from dream_ray.pipeline.joined import joined_cluster
 from dream_ray.pipeline.parts import StageFailed
 from dream_ray.pipeline.placement import Bundle, amounts
 
@@ -41,7 +41,7 @@ def total_resources(config: ClusterConfig) -> dict[str, float]:
 
 def require_here(what: str, bundles: Sequence[Bundle]) -> None:
     """Raise ConfigError where Ray was started on this machine and can never place one of these bundles."""
-    if "RAY_ADDRESS" in os.environ:
+    if joined_cluster():
         return
     there = ray.cluster_resources()
     for bundle in bundles:

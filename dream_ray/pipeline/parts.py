@@ -13,7 +13,6 @@ to a row is in the functions that are passed in.
 import io
 import json
 import logging
-import os
 import time
 from array import array
 from collections import Counter
@@ -32,6 +31,7 @@ from dream_ray import files
 from dream_ray.chat.meter import BUDGET_REACHED
 from dream_ray.chat.protocol import ENDPOINT_SILENT
 from dream_ray.pipeline import measures
+from dream_ray.pipeline.joined import joined_cluster
 from dream_ray.pipeline.marks import READERS, Counted, forget, take_over, write_mark
 from dream_ray.pipeline.store import StageRef
 from dream_ray.progress import Progress
@@ -245,7 +245,7 @@ def run_pass(
         dataset = ray.data.from_items([{"job": i.job, "part": i.part} for i in left], override_num_blocks=len(left))
         dataset = dataset.map_batches(_Reader(read), batch_format="pyarrow", batch_size=1)
         counted = stages(dataset).map_batches(
-            _Writer(targets), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(writers())
+            _Writer(targets), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(size=writers())
         )
         measures.show_waiting(name, sum(item.rows for item in left))
         try:
@@ -326,7 +326,7 @@ def _through(targets: Sequence[Target], tallies: dict[str, Tally]) -> int:
 
 def writers() -> int | None:
     """How many processes may write at a time; None, as many as have room, on a cluster that was joined."""
-    return None if "RAY_ADDRESS" in os.environ else WRITERS_HERE
+    return None if joined_cluster() else WRITERS_HERE
 
 
 class _Reader:
