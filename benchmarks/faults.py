@@ -47,7 +47,7 @@ SMALL = [
     "rounds=1", "part_rows=2", "max_failure_rate=0", f"judge.chat={JUDGE}",
     "rollout.k=2", "rollout.max_tokens=12", "rollout.share=1", "rollout.dtype=float32", "rollout.adapters=request",
     "sft.epochs=2", "sft.batch_size=2", "sft.micro_batch_size=2", "dpo.epochs=2", "dpo.batch_size=2",
-    "dpo.micro_batch_size=2", "pairs.margin=0.01", "pairs.max_length_ratio=50", "pairs.max_risk_ratio=50",
+    "dpo.micro_batch_size=2", "pairs.margin=0.01", "pairs.max_length_ratio=50", "pairs.max_shift_ratio=50",
 ]  # fmt: skip
 """A run of a few minutes. In float32 a sampled token does not depend on what else is in the engine; no row may fail, so that
 one that did is done again instead of being left out."""

@@ -26,7 +26,18 @@ from transformers import Trainer, TrainerCallback
 
 from dream_ray import images
 from dream_ray.config import DpoConfig, ImageConfig, LoraConfig, SftConfig, StudentConfig, TrainConfig
-from dream_ray.records import Demonstration, Image, PreferencePair, Prompt, Risk, Turn, make_prompt, stable_id, to_table
+from dream_ray.records import (
+    Demonstration,
+    Image,
+    PreferencePair,
+    Prompt,
+    Risk,
+    Shift,
+    Turn,
+    make_prompt,
+    stable_id,
+    to_table,
+)
 from dream_ray.train import dpo, ray_adapter, sft
 from dream_ray.train.answer_logits import score_answers_only
 
@@ -74,7 +85,7 @@ def write_rows(folder: Path, count: int) -> dict[str, list[str]]:
         prompts.append(prompt)
         demonstrations.append(Demonstration(prompt.prompt_id, chosen, Risk.RISKY, 0, 0))
         pair_id = stable_id("pair", prompt.prompt_id, chosen, rejected)
-        pairs.append(PreferencePair(pair_id, prompt.prompt_id, chosen, rejected, 1.0, 0.0, Risk.RISKY))
+        pairs.append(PreferencePair(pair_id, prompt.prompt_id, chosen, rejected, 1.0, 0.0, Risk.RISKY, Shift.NONE))
     found = {}
     for name, kind, rows in (
         ("prompts", Prompt, prompts),

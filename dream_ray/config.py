@@ -540,9 +540,9 @@ class PairConfig(Section):
     """Least difference of rewards between chosen and rejected, as a share of the reward's range."""
     per_prompt: int = Field(default=2, ge=1)
     """Most pairs of one prompt."""
-    max_risk_ratio: float = Field(default=1.0, ge=1)
-    """Most pairs of the commoner kind (risky or benign prompts) per pair of the other; those with the least difference of
-    rewards are left out. With 103 benign pairs to 73 risky ones the demo's student unlearnt most of its refusals."""
+    max_shift_ratio: float = Field(default=1.0, ge=1)
+    """Most pairs that prefer help to a refusal per pair that prefers a refusal to help, and the other way round; those with the
+    least difference of rewards are left out. What is in excess moves all answers its way, of risky and benign prompts alike."""
     max_length_ratio: float = Field(default=1.25, ge=1)
     """Mean chosen length / mean rejected length over the set stays within this and its inverse; pairs that tip it are
     left out."""

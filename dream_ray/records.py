@@ -193,6 +193,14 @@ class Judgement:
     raw: tuple[str, ...] = ()
 
 
+class Shift(StrEnum):
+    """Where a pair moves a policy: to refuse more, to refuse less, or neither, as both of its answers refuse or none does."""
+
+    MORE = "more"
+    LESS = "less"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """Two answers to one prompt, the better first. `risk` says which reward compared them."""
@@ -204,6 +212,7 @@ class PreferencePair:
     chosen_reward: float
     rejected_reward: float
     risk: Risk
+    shift: Shift
 
     @property
     def words(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dream_ray.evaluate.benchmarks import BENCHMARKS
 from dream_ray.evaluate.benchmarks.measure import answers_of, benchmark_metrics, outcomes
 from dream_ray.evaluate.metrics import policy_metrics
 from dream_ray.evaluate.paired import paired_bootstrap
-from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
+from dream_ray.feedback.pairs import balance_lengths, balance_shifts, make_pairs
 from dream_ray.pipeline.plans import parts_of_round
 from dream_ray.pipeline.store import fingerprint
 from dream_ray.records import Grade, Judgement, Label, Rollout, Turn, Verdict, make_prompt, stable_id, to_row
@@ -72,7 +72,7 @@ for prompt in prompts:
         )
     )
     pairs += make_pairs(prompt.risk, drawn, found, PairConfig())
-kept, _ = balance_risks(pairs, config.pairs.max_risk_ratio)
+kept, _ = balance_shifts(pairs, config.pairs.max_shift_ratio)
 kept, _ = balance_lengths(kept, config.pairs.max_length_ratio)
 verdicts = {j.prompt_id: j.verdict for j in judgements}
 xstest = BENCHMARKS["xstest"]

@@ -24,7 +24,7 @@ from tests.object_store import ObjectStore, object_store
 SMALL = [
     "rounds=1", "part_rows=8", "rollout.k=2", "rollout.max_tokens=12", "sft.epochs=1", "dpo.epochs=1",
     "sft.batch_size=4", "sft.micro_batch_size=4", "dpo.batch_size=2", "dpo.micro_batch_size=2", "pairs.margin=0.01",
-    "max_failure_rate=0.5", "pairs.max_length_ratio=50", "pairs.max_risk_ratio=50", "rollout.share=1",
+    "max_failure_rate=0.5", "pairs.max_length_ratio=50", "pairs.max_shift_ratio=50", "rollout.share=1",
 ]  # fmt: skip
 """Settings that make a run small; nothing is learnt from it."""
 

@@ -1,6 +1,6 @@
 """Preference pairs from judged answers.
 
-Contract: pure and deterministic. `make_pairs` works on the answers of one prompt, `balance_risks` and
+Contract: pure and deterministic. `make_pairs` works on the answers of one prompt, `balance_shifts` and
 `balance_lengths` on the whole set, of which they need no more than `Outline` holds: a million prompts give too many texts for
 one process.
 An answer without a judgement enters no pair; within a pair the texts and the rewards differ; no text is both
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from dream_ray.config import PairConfig
-from dream_ray.feedback.rubric import REWARD_RANGE
-from dream_ray.records import Judgement, PreferencePair, Risk, Rollout, stable_id
+from dream_ray.feedback.rubric import REWARD_RANGE, is_refusal
+from dream_ray.records import Judgement, PreferencePair, Risk, Rollout, Shift, stable_id
 
 TOLERANCE = 1e-9
 """Rewards are sums of tenths and fractions: a margin of exactly 0.2 must not fail on the last bit."""
@@ -27,6 +27,7 @@ class _Answer:
     text: str
     reward: float
     k: int
+    refuses: bool
 
 
 def make_pairs(
@@ -56,9 +57,16 @@ def make_pairs(
                 chosen_reward=best.reward,
                 rejected_reward=worst.reward,
                 risk=prompt_risk,
+                shift=_shift(best.refuses, worst.refuses),
             )
         )
     return pairs
+
+
+def _shift(chosen_refuses: bool, rejected_refuses: bool) -> Shift:
+    if chosen_refuses == rejected_refuses:
+        return Shift.NONE
+    return Shift.MORE if chosen_refuses else Shift.LESS
 
 
 def _answers(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> list[_Answer]:
@@ -75,13 +83,16 @@ def _answers(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> li
             "wrote its rows twice."
         )
     rewards: dict[str, list[float]] = {}
-    first: dict[str, int] = {}
+    first: dict[str, Rollout] = {}
     for rollout in sorted(rollouts, key=lambda row: (row.k, row.rollout_id)):
         text = rollout.text.strip()
         if text and rollout.rollout_id in by_rollout:
             rewards.setdefault(text, []).append(by_rollout[rollout.rollout_id].reward)
-            first.setdefault(text, rollout.k)
-    answers = [_Answer(text, sum(values) / len(values), first[text]) for text, values in rewards.items()]
+            first.setdefault(text, rollout)
+    answers = [
+        _Answer(text, sum(values) / len(values), first[text].k, is_refusal(by_rollout[first[text].rollout_id].verdict))
+        for text, values in rewards.items()
+    ]
     return sorted(answers, key=lambda answer: (-answer.reward, answer.k, answer.text))
 
 
@@ -92,6 +103,8 @@ class Weighable(Protocol):
     def pair_id(self) -> str: ...
     @property
     def risk(self) -> Risk: ...
+    @property
+    def shift(self) -> Shift: ...
     @property
     def chosen_reward(self) -> float: ...
     @property
@@ -109,6 +122,7 @@ class Outline:
 
     pair_id: str
     risk: Risk
+    shift: Shift
     chosen_reward: float
     rejected_reward: float
     words: tuple[int, int]
@@ -116,24 +130,30 @@ class Outline:
     @classmethod
     def of(cls, pair: PreferencePair) -> Self:
         """The outline of a pair."""
-        return cls(pair.pair_id, pair.risk, pair.chosen_reward, pair.rejected_reward, pair.words)
+        return cls(pair.pair_id, pair.risk, pair.shift, pair.chosen_reward, pair.rejected_reward, pair.words)
 
 
-def balance_risks(pairs: Sequence[P], max_ratio: float) -> tuple[list[P], list[P]]:
-    """Leave out pairs of the commoner kind until it has at most `max_ratio` per pair of the other kind.
+def balance_shifts(pairs: Sequence[P], max_ratio: float) -> tuple[list[P], list[P]]:
+    """Leave out pairs that teach to refuse more, or those that teach to refuse less, until there are at most `max_ratio` of
+    the commoner kind per pair of the other.
 
-    Otherwise DPO shifts every answer towards the commoner kind's preference, refusing or complying, whatever is asked.
-    Pairs with the least difference of rewards go first. A set of one kind only stays whole: there is nothing to balance.
-    Returns (kept, left_out), both in the order of the input.
+    Otherwise DPO moves every answer the commoner way, whatever is asked. Pairs with the least difference of rewards, as a
+    share of their range, go first; those that teach neither stay. A set that teaches one of them only stays whole: there is
+    nothing to balance. Returns (kept, left_out), both in the order of the input.
     """
-    kinds = {risk: [pair for pair in pairs if pair.risk == risk] for risk in Risk}
-    fewest, most = sorted(kinds.values(), key=len)
+    fewest, most = sorted(
+        ([pair for pair in pairs if pair.shift == shift] for shift in (Shift.MORE, Shift.LESS)), key=len
+    )
     if not fewest:
         return list(pairs), []
-    ranked = sorted(most, key=lambda pair: (pair.rejected_reward - pair.chosen_reward, pair.pair_id))
+    ranked = sorted(most, key=lambda pair: (-_difference(pair), pair.pair_id))
     dropped = {pair.pair_id for pair in ranked[int(max_ratio * len(fewest)) :]}
     kept = [pair for pair in pairs if pair.pair_id not in dropped]
     return kept, [pair for pair in pairs if pair.pair_id in dropped]
+
+
+def _difference(pair: Weighable) -> float:
+    return (pair.chosen_reward - pair.rejected_reward) / REWARD_RANGE[pair.risk]
 
 
 def balance_lengths(pairs: Sequence[P], max_ratio: float) -> tuple[list[P], list[P]]:

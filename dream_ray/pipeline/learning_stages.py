@@ -14,7 +14,7 @@ import ray
 
 from dream_ray import files
 from dream_ray.config import PairConfig, TrainConfig
-from dream_ray.feedback.pairs import Outline, balance_lengths, balance_risks, make_pairs
+from dream_ray.feedback.pairs import Outline, balance_lengths, balance_shifts, make_pairs
 from dream_ray.feedback.rubric import risk_of
 from dream_ray.outcomes import outcome_table
 from dream_ray.pipeline import placement
@@ -113,16 +113,16 @@ def pair(run: Run, number: int, observed: Done, rollouts: Done, judgements: Done
     def work() -> Mapping[str, Outcome]:
         items = training_items(key, judgements)
         tally = run_pass(key, items, read, lambda dataset: dataset, [target], config.max_failure_rate)[key]
-        by_risk, by_length = ray.get(_balance_pairs.remote(plan.ref.data_uri, config.pairs))
-        tally.rows_out -= by_risk + by_length
+        by_shift, by_length = ray.get(_balance_pairs.remote(plan.ref.data_uri, config.pairs))
+        tally.rows_out -= by_shift + by_length
         if not tally.rows_out:
             raise StageFailed(
-                f"{key}: no pair is left of {judgements.manifest.rows_out} judged answers: {by_risk + by_length} were left "
-                "out to balance kinds and lengths, and elsewhere no prompt has two answers whose rewards differ by "
+                f"{key}: no pair is left of {judgements.manifest.rows_out} judged answers: {by_shift + by_length} were left "
+                "out to balance refusals and lengths, and elsewhere no prompt has two answers whose rewards differ by "
                 f"pairs.margin = {config.pairs.margin}. Raise rollout.k or rollout.temperature for more contrast, or lower "
                 "pairs.margin."
             )
-        return {key: Outcome(tally, {"left_out_by_risk": by_risk, "left_out_by_length": by_length})}
+        return {key: Outcome(tally, {"left_out_by_shift": by_shift, "left_out_by_length": by_length})}
 
     return run.carry_out([plan], work)[0]
 
@@ -138,18 +138,18 @@ def _by_prompt(kind: type[Any], table: pa.Table) -> dict[str, list[Any]]:
 
 @ray.remote(num_cpus=1)
 def _balance_pairs(folder_uri: str, settings: PairConfig) -> tuple[int, int]:
-    """Leave out pairs until kinds and then lengths are balanced over all parts; how many were left out for each.
+    """Leave out pairs until shifts and then lengths are balanced over all parts; how many were left out for each.
 
     Holds an outline of each pair, some hundred bytes, and no texts.
     """
     outlines = [
         Outline.of(pair) for _, (table,) in read_parts(folder_uri) for pair in from_table(PreferencePair, table)
     ]
-    kept, by_risk = balance_risks(outlines, settings.max_risk_ratio)
+    kept, by_shift = balance_shifts(outlines, settings.max_shift_ratio)
     _, by_length = balance_lengths(kept, settings.max_length_ratio)
-    if by_risk or by_length:
-        leave_out(folder_uri, "pair_id", {pair.pair_id for pair in (*by_risk, *by_length)})
-    return len(by_risk), len(by_length)
+    if by_shift or by_length:
+        leave_out(folder_uri, "pair_id", {pair.pair_id for pair in (*by_shift, *by_length)})
+    return len(by_shift), len(by_length)
 
 
 def dpo(

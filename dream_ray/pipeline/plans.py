@@ -231,7 +231,7 @@ class Planner:
     def pair(self, number: int, observed: StageRef, rollouts: StageRef, judgements: StageRef) -> Plan:
         """The preference pairs of a round."""
         inputs = {"observed": observed, "rollouts": rollouts, "judgements": judgements}
-        return self.plan(f"round-{number}/pair", 1, self.config.pairs.model_dump(mode="json"), inputs)
+        return self.plan(f"round-{number}/pair", 2, self.config.pairs.model_dump(mode="json"), inputs)
 
     def dpo(self, number: int, prompts: StageRef, pairs: StageRef, standing: StageRef, start: str) -> Plan:
         """Policy `number`, trained from the policy named `start`, which the stage `standing` made."""

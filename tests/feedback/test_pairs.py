@@ -4,8 +4,8 @@ import random
 import pytest
 
 from dream_ray.config import PairConfig
-from dream_ray.feedback.pairs import balance_lengths, balance_risks, make_pairs
-from dream_ray.records import PreferencePair, Risk
+from dream_ray.feedback.pairs import balance_lengths, balance_shifts, make_pairs
+from dream_ray.records import PreferencePair, Risk, Shift, Verdict
 from tests.records_for_tests import judgement_of, prompt_of, rollout_of
 
 PROMPT = prompt_of("a request")
@@ -100,7 +100,7 @@ def test_mixed_prompts_and_doubled_rows_are_errors() -> None:
 
 
 def pair_of(name: str, chosen: int, rejected: int) -> PreferencePair:
-    return PreferencePair(name, "p", "w " * chosen, "w " * rejected, 1.0, 0.0, Risk.RISKY)
+    return PreferencePair(name, "p", "w " * chosen, "w " * rejected, 1.0, 0.0, Risk.RISKY, Shift.NONE)
 
 
 def ratio_of(pairs: list[PreferencePair]) -> float:
@@ -146,19 +146,44 @@ def test_a_bound_of_one_ends() -> None:
     assert len(left_out) == 10
 
 
-def test_kinds_are_balanced_and_the_clearest_pairs_stay() -> None:
-    risky = [dataclasses.replace(pair_of(f"r{n}", 5, 5), risk=Risk.RISKY, chosen_reward=1.0 + n / 10) for n in range(4)]
-    benign = [dataclasses.replace(pair_of(f"b{n}", 5, 5), risk=Risk.BENIGN) for n in range(2)]
-    pairs = [risky[0], benign[0], risky[3], risky[1], benign[1], risky[2]]
-    kept, left_out = balance_risks(pairs, 1.0)
-    assert kept == [benign[0], risky[3], benign[1], risky[2]]
-    assert left_out == [risky[0], risky[1]]
-    assert balance_risks(list(reversed(pairs)), 1.0)[0] == list(reversed(kept))
-    assert len(balance_risks(pairs, 1.5)[0]) == 5
-    assert balance_risks(pairs, 2.0) == (pairs, [])
+def shifting(name: str, shift: Shift, difference: float = 1.0) -> PreferencePair:
+    return dataclasses.replace(pair_of(name, 5, 5), shift=shift, chosen_reward=difference)
 
 
-def test_pairs_of_one_kind_stay_whole() -> None:
-    pairs = [pair_of(f"p{n}", 5, 5) for n in range(3)]
-    assert balance_risks(pairs, 1.0) == (pairs, [])
-    assert balance_risks([], 1.0) == ([], [])
+def test_pairs_that_refuse_more_and_less_are_balanced_and_the_clearest_stay() -> None:
+    more = [shifting(f"m{n}", Shift.MORE, 1.0 + n / 10) for n in range(4)]
+    less = [shifting(f"l{n}", Shift.LESS) for n in range(2)]
+    neither = [shifting(f"n{n}", Shift.NONE, 0.1) for n in range(3)]
+    pairs = [more[0], less[0], neither[0], more[3], more[1], less[1], neither[1], more[2], neither[2]]
+    kept, left_out = balance_shifts(pairs, 1.0)
+    assert kept == [less[0], neither[0], more[3], less[1], neither[1], more[2], neither[2]]
+    assert left_out == [more[0], more[1]]
+    assert balance_shifts(list(reversed(pairs)), 1.0)[0] == list(reversed(kept))
+    assert len(balance_shifts(pairs, 1.5)[0]) == 8
+    assert balance_shifts(pairs, 2.0) == (pairs, [])
+
+
+def test_pairs_that_all_shift_one_way_stay_whole() -> None:
+    pairs = [shifting(f"p{n}", Shift.LESS) for n in range(3)] + [shifting("n", Shift.NONE)]
+    assert balance_shifts(pairs, 1.0) == (pairs, [])
+    assert balance_shifts([], 1.0) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shift"),
+    [
+        (Verdict.REFUSES, Verdict.COMPLIES, Shift.MORE),
+        (Verdict.REFUSES, Verdict.WARNS, Shift.MORE),
+        (Verdict.COMPLIES, Verdict.REFUSES, Shift.LESS),
+        (Verdict.WARNS, Verdict.COMPLIES, Shift.NONE),
+        (Verdict.REFUSES, Verdict.REFUSES, Shift.NONE),
+    ],
+)
+def test_a_pair_says_where_it_moves_a_policy(chosen: Verdict, rejected: Verdict, shift: Shift) -> None:
+    rollouts = [rollout_of(PROMPT, k, text) for k, text in enumerate(("good", "bad"))]
+    judged = [
+        dataclasses.replace(judgement_of(rollout, reward), verdict=verdict)
+        for rollout, reward, verdict in zip(rollouts, (2.0, 0.0), (chosen, rejected), strict=True)
+    ]
+    (pair,) = make_pairs(Risk.RISKY, rollouts, judged, PairConfig())
+    assert (pair.chosen, pair.shift) == ("good", shift)

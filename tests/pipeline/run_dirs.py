@@ -31,6 +31,7 @@ from dream_ray.records import (
     Risk,
     RiskOrigin,
     Rollout,
+    Shift,
     Split,
     Turn,
     Verdict,
@@ -133,7 +134,7 @@ class RunDir:
         judgements = [self._judgement(row, verdicts[row.k]) for row in rollouts]
         pairs = [
             PreferencePair(f"pair-{row.prompt_id}", row.prompt_id, "ANSWER-MARK 0", "ANSWER-MARK 1 word", 0.9, 0.2,
-                           row.risk or Risk.BENIGN)
+                           row.risk or Risk.BENIGN, Shift.MORE)
             for row in train
         ]  # fmt: skip
         self.stage(f"{key}/rollout", Rollout, rollouts, ["disentangle"])

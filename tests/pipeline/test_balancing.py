@@ -6,11 +6,11 @@ from dream_ray.config import PairConfig
 from dream_ray.pipeline.data_stages import _balance_demonstrations
 from dream_ray.pipeline.learning_stages import _balance_pairs
 from dream_ray.pipeline.parts import read_parts, write_part
-from dream_ray.records import Demonstration, PreferencePair, Risk, from_table, to_table
+from dream_ray.records import Demonstration, PreferencePair, Risk, Shift, from_table, to_table
 
 
-def pair(name: str, risk: Risk, gap: float, chosen: int = 5) -> PreferencePair:
-    return PreferencePair(name, f"p-{name}", "w " * chosen, "w " * 5, gap, 0.0, risk)
+def pair(name: str, shift: Shift, gap: float, chosen: int = 5) -> PreferencePair:
+    return PreferencePair(name, f"p-{name}", "w " * chosen, "w " * 5, gap, 0.0, Risk.RISKY, shift)
 
 
 def rows_of(folder: Path, kind: type) -> dict[str, list[object]]:
@@ -19,10 +19,10 @@ def rows_of(folder: Path, kind: type) -> dict[str, list[object]]:
 
 def test_pairs_are_left_out_where_they_lie_and_other_parts_stay_untouched(tmp_path: Path) -> None:
     parts = {
-        "train-00-000000": [pair("a", Risk.RISKY, 1.0), pair("b", Risk.RISKY, 0.3)],
-        "train-00-000001": [pair("c", Risk.BENIGN, 0.5)],
-        "train-00-000002": [pair("d", Risk.RISKY, 0.4)],
-        "train-00-000003": [pair("e", Risk.BENIGN, 0.6), pair("f", Risk.RISKY, 0.9, chosen=80)],
+        "train-00-000000": [pair("a", Shift.MORE, 1.0), pair("b", Shift.MORE, 0.3)],
+        "train-00-000001": [pair("c", Shift.LESS, 0.5)],
+        "train-00-000002": [pair("d", Shift.MORE, 0.4)],
+        "train-00-000003": [pair("e", Shift.LESS, 0.6), pair("f", Shift.MORE, 0.9, chosen=80)],
     }
     for part, rows in parts.items():
         write_part(str(tmp_path), part, to_table(PreferencePair, rows))

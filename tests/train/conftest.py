@@ -13,6 +13,7 @@ from dream_ray.records import (
     PreferencePair,
     Prompt,
     Risk,
+    Shift,
     Split,
     Turn,
     make_prompt,
@@ -56,7 +57,7 @@ def run_files(tmp_path: Path) -> dict[str, str]:
         good, bad = ANSWERS[number % 4], f"Sure, at once, number {number}."
         risk = Risk.RISKY if number % 2 else Risk.BENIGN
         demonstrations.append(Demonstration(prompt.prompt_id, good, risk, 0, 0))
-        pairs.append(PreferencePair(stable_id("pair", number), prompt.prompt_id, good, bad, 1.0, 0.0, risk))
+        pairs.append(PreferencePair(stable_id("pair", number), prompt.prompt_id, good, bad, 1.0, 0.0, risk, Shift.NONE))
     held = make_prompt(source="test", source_id="dev", turns=[Turn("user", QUESTIONS[0], ())], split=Split.DEV)
     uris = {}
     for name, kind, rows in (
