@@ -163,6 +163,13 @@ def test_pairs_that_refuse_more_and_less_are_balanced_and_the_clearest_stay() ->
     assert balance_shifts(pairs, 2.0) == (pairs, [])
 
 
+def test_differences_are_compared_as_shares_of_their_range() -> None:
+    risky = shifting("r", Shift.LESS, 1.0)
+    benign = dataclasses.replace(shifting("b", Shift.LESS, 0.8), risk=Risk.BENIGN)
+    pairs = [risky, benign, shifting("m", Shift.MORE)]
+    assert balance_shifts(pairs, 1.0)[1] == [risky]
+
+
 def test_pairs_that_all_shift_one_way_stay_whole() -> None:
     pairs = [shifting(f"p{n}", Shift.LESS) for n in range(3)] + [shifting("n", Shift.NONE)]
     assert balance_shifts(pairs, 1.0) == (pairs, [])
