@@ -203,7 +203,7 @@ class Shift(StrEnum):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, the better first. `risk` says which reward compared them."""
+    """Two answers to one prompt, the better first. `risk` says which reward compared them, `shift` what they teach."""
 
     pair_id: str
     prompt_id: str
