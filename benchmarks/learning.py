@@ -8,15 +8,13 @@ exaggerated-safety, CC BY 4.0), text only, all 450 rows; nothing was tuned on it
 """
 
 import argparse
-import logging
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dream_ray.config import load_config
+from dream_ray.commands import run_job
 from dream_ray.evaluate.metrics import find_metric, share_of
 from dream_ray.evaluate.table import format_gap, format_share
-from dream_ray.pipeline.attempt import attempt
-from dream_ray.pipeline.cluster import connected, scorer
 from dream_ray.pipeline.driver import Result, align
 from dream_ray.pipeline.run import Run
 from dream_ray.records import Metric, Split
@@ -51,7 +49,7 @@ XSTEST_HEAD = "| seed | policy | unsafe answered | safe refused | difference |\n
 
 
 def main() -> int:
-    """Run, print the tables."""
+    """Run, print the tables; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--xstest", type=Path, help="xstest_prompts.csv; left out unless given")
@@ -59,22 +57,26 @@ def main() -> int:
     parser.add_argument("--run-dir", default="runs/learning")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    for name in ("httpx", "httpcore", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
     overrides = [*arguments.overrides]
     if arguments.xstest:
         overrides.append(
             f"evaluate.benchmarks=[{{name: xstest, source: {{format: xstest, path: {arguments.xstest}}}}}]"
         )
-    config = load_config(arguments.config, overrides)
-    results: dict[int, Result] = {}
-    first = Run(config, arguments.run_dir)
-    with attempt(first.store, config), connected(config), scorer(first) as scorer_url:
-        for seed in arguments.seeds:
-            results[seed] = align(Run(config.model_copy(update={"seed": seed}), arguments.run_dir), scorer_url)
 
+    def learn(current: Run, scorer_url: Callable[[], str]) -> Callable[[], None]:
+        """Align once for each seed."""
+        results: dict[int, Result] = {}
+        for seed in arguments.seeds:
+            config = current.config.model_copy(update={"seed": seed})
+            results[seed] = align(Run(config, current.store.uri), scorer_url)
+        return lambda: print_tables(results, with_xstest=arguments.xstest is not None)
+
+    return run_job(arguments.config, overrides, arguments.run_dir, learn)
+
+
+def print_tables(results: Mapping[int, Result], *, with_xstest: bool) -> None:
+    """The shares of every policy and what was decided, by seed."""
     for split in (Split.HELD_OUT, Split.DEV):
         print(f"\n{split.value}: demo prompts\n\n{DEMO_HEAD}")
         for seed, result in results.items():
@@ -83,12 +85,11 @@ def main() -> int:
     for seed, result in results.items():
         for decision in result.rounds:
             print(f"seed {seed}, round {decision.number}: {decision.reason}")
-    if arguments.xstest:
+    if with_xstest:
         print(f"\nXSTest\n\n{XSTEST_HEAD}")
         for seed, result in results.items():
             for policy in ("base", "policy-0", result.standing.name):
                 print(xstest_row(seed, policy, result.metrics[policy]))
-    return 0
 
 
 if __name__ == "__main__":
