@@ -1,8 +1,9 @@
 """What a run may leave behind on its machine: processes, shared memory and temporary folders; for tests that expect nothing.
 
 Not counted, as they are next to nothing: Ray's logs in /tmp/ray/session_*, which stay by design; the folder of a socket or
-two that its dashboard makes through Python's multiprocessing and is killed before it can remove; the empty folder of PyTorch's
-compiler, a cache that stays by design.
+two that its dashboard makes through Python's multiprocessing and is killed before it can remove; the semaphores of killed
+processes that multiprocessing's tracker removes once their parents end, too (32 bytes, and nothing says whose they are: another
+test's engine may have been killed); the empty folder of PyTorch's compiler, a cache that stays by design.
 """
 
 import os
@@ -13,7 +14,7 @@ import psutil
 
 END_SECONDS = 45.0
 """How long the last processes of a run may take to end."""
-SOCKETS, COMPILER = "pymp-", "torchinductor_"
+SOCKETS, SEMAPHORES, COMPILER = "pymp-", "sem.mp-", "torchinductor_"
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -73,4 +74,4 @@ def segments_of(process: psutil.Process) -> set[Path]:
 
 
 def _segments() -> set[Path]:
-    return set(SHARED_MEMORY.iterdir())
+    return {path for path in SHARED_MEMORY.iterdir() if not path.name.startswith(SEMAPHORES)}
