@@ -88,7 +88,7 @@ def print_tables(results: Mapping[int, Result], *, with_xstest: bool) -> None:
     if with_xstest:
         print(f"\nXSTest\n\n{XSTEST_HEAD}")
         for seed, result in results.items():
-            for policy in ("base", "policy-0", result.standing.name):
+            for policy in dict.fromkeys(("base", "policy-0", result.standing.name)):
                 print(xstest_row(seed, policy, result.metrics[policy]))
 
 
