@@ -113,7 +113,7 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
         "seed": config.seed,
     }
     key = _key(policy, benchmark)
-    sampling = run.plans.plan(f"{key}/answers", 1, settings, {"prompts": prompts.ref})
+    sampling = run.plans.plan(f"{key}/answers", 2, settings, {"prompts": prompts.ref})
     asked = {"rollouts": sampling.ref.fingerprint, "tasks": sorted(benchmark.tasks)}
     chat = config.judge.chat if benchmark.tasks else None
     judging = run.plans.plan(f"{key}/judge", 1, asked, {}, chat, benchmark.tasks)

@@ -223,7 +223,7 @@ class Planner:
             "round": job.round,
             "share": job.share,
         }
-        sampling = self.plan(job.rollout_key, 1, settings, inputs)
+        sampling = self.plan(job.rollout_key, 2, settings, inputs)
         rollouts = {"rollouts": sampling.ref.fingerprint}
         judging = self.plan(job.judge_key, 2, rollouts, {"observed": observed}, config.judge.chat, rubric.TASKS)
         return sampling, judging

@@ -74,6 +74,9 @@ def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: 
         kv_cache_gib=rollout.kv_cache_gib,
         trust_remote_code=student.trust_remote_code,
     )
+    # In bfloat16 two logits of 16 differ by an eighth or not at all, and of two alike greedy sampling takes the word that comes
+    # first in the vocabulary: of the demo's held-out prompts 3 to 4 % were refused or answered by that alone.
+    arguments["hf_overrides"] = {"head_dtype": "float32"}
     # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
     arguments["mm_processor_cache_gb"] = 0
     if lora_rank and not rollout.merges_adapters:
