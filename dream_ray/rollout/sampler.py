@@ -75,7 +75,7 @@ def engine_arguments(student: StudentConfig, rollout: RolloutConfig, lora_rank: 
         trust_remote_code=student.trust_remote_code,
     )
     # In bfloat16 two logits of 16 differ by an eighth or not at all, and of two alike greedy sampling takes the word that comes
-    # first in the vocabulary: of the demo's held-out prompts 3 to 4 % were refused or answered by that alone.
+    # first in the vocabulary: for 3 to 4 % of the demo's held-out prompts a refusal and help were alike (docs/learning.md).
     arguments["hf_overrides"] = {"head_dtype": "float32"}
     # Each image comes once a pass: a cache of processed pixels (4 GiB by default) would keep what nobody asks for.
     arguments["mm_processor_cache_gb"] = 0
