@@ -4,7 +4,7 @@
 
 All seeds share one run directory, so ingest, disentangle and demonstrate run once; a second call goes on where the first
 ended. With --xstest the base model, policy 0 and the final policy of every seed answer XSTest (paul-rottger/
-exaggerated-safety, CC BY 4.0), text only, all 450 rows; nothing was tuned on it.
+exaggerated-safety, CC BY 4.0), text only, all 450 rows; no setting is fitted to it.
 """
 
 import argparse
