@@ -1,9 +1,9 @@
 """What a run may leave behind on its machine: processes, shared memory and temporary folders; for tests that expect nothing.
 
 Not counted, as they are next to nothing: Ray's logs in /tmp/ray/session_*, which stay by design; the folder of a socket or
-two that its dashboard makes through Python's multiprocessing and is killed before it can remove; the semaphores of killed
-processes that multiprocessing's tracker removes once their parents end, too (32 bytes, and nothing says whose they are: another
-test's engine may have been killed); the empty folder of PyTorch's compiler, a cache that stays by design.
+two that its dashboard makes through Python's multiprocessing and is killed before it can remove; the empty folder of PyTorch's
+compiler, a cache that stays by design; semaphores, while a tracker of multiprocessing lives that is not the commands': that of
+a killed process stays until its tracker ends, nothing says whose it is, and another test's engine may have been killed.
 """
 
 import os
@@ -15,6 +15,7 @@ import psutil
 END_SECONDS = 45.0
 """How long the last processes of a run may take to end."""
 SOCKETS, SEMAPHORES, COMPILER = "pymp-", "sem.mp-", "torchinductor_"
+TRACKER = "multiprocessing.resource_tracker"
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -59,9 +60,12 @@ class Leftovers:
     def _shared_memory(self) -> set[str]:
         """New segments, but for those in the memory of living processes of others: other tests run beside."""
         new = _segments() - self._segments
-        others = (process for process in psutil.process_iter(["environ"]) if not self._is_mine(process))
         if new:
+            running = psutil.process_iter(["environ", "cmdline"])
+            others = [process for process in running if not self._is_mine(process)]
             new -= {path for process in others for path in segments_of(process)}
+            if any(TRACKER in " ".join(process.info["cmdline"] or ()) for process in others):
+                new = {path for path in new if not path.name.startswith(SEMAPHORES)}
         return {f"shared memory: {path.name}" for path in new}
 
 
@@ -74,4 +78,4 @@ def segments_of(process: psutil.Process) -> set[Path]:
 
 
 def _segments() -> set[Path]:
-    return {path for path in SHARED_MEMORY.iterdir() if not path.name.startswith(SEMAPHORES)}
+    return set(SHARED_MEMORY.iterdir())

@@ -7,25 +7,33 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests import leftovers
 from tests.conftest import REPOSITORY
 from tests.leftovers import SHARED_MEMORY, Leftovers
 
 ROWS = 40
 
 
-def test_what_is_left_is_seen(tmp_path: Path) -> None:
+def test_what_is_left_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = Leftovers(tmp_path)
     assert left.left() == []
-    segment = SHARED_MEMORY / f"test-{tmp_path.name}"
+    segment, semaphore = (SHARED_MEMORY / f"{kind}-{tmp_path.name}" for kind in ("test", "sem.mp"))
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], env=left.environment)
     try:
         segment.touch()
         (tmp_path / "model").mkdir()
         assert [item.split(":")[0] for item in left.left()] == ["process", "shared memory", "temporary"]
+        semaphore.touch()
+        monkeypatch.setattr(leftovers, "TRACKER", "a program that nobody runs")
+        assert f"shared memory: {semaphore.name}" in left.left()
+        monkeypatch.setattr(leftovers, "TRACKER", " ".join(psutil.Process().cmdline()))  # whose semaphore is it?
+        assert f"shared memory: {semaphore.name}" not in left.left()
     finally:
         segment.unlink()
+        semaphore.unlink(missing_ok=True)
         process.kill()
         process.wait()
 
