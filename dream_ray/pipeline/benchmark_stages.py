@@ -31,7 +31,7 @@ from dream_ray.pipeline.parts import (
     read_part,
     run_pass,
 )
-from dream_ray.pipeline.plans import Plan, in_splits
+from dream_ray.pipeline.plans import SAMPLING_VERSION, Plan, in_splits
 from dream_ray.pipeline.run import Done, Outcome, Run
 from dream_ray.pipeline.sampling_stages import with_samples
 from dream_ray.records import ErrorRow, Grade, Prompt, Rollout, Split, from_row
@@ -113,7 +113,7 @@ def benchmark_job(run: Run, policy: Policy, benchmark: Benchmark, prompts: Done)
         "seed": config.seed,
     }
     key = _key(policy, benchmark)
-    sampling = run.plans.plan(f"{key}/answers", 2, settings, {"prompts": prompts.ref})
+    sampling = run.plans.plan(f"{key}/answers", SAMPLING_VERSION, settings, {"prompts": prompts.ref})
     asked = {"rollouts": sampling.ref.fingerprint, "tasks": sorted(benchmark.tasks)}
     chat = config.judge.chat if benchmark.tasks else None
     judging = run.plans.plan(f"{key}/judge", 1, asked, {}, chat, benchmark.tasks)

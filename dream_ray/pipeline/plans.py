@@ -27,6 +27,9 @@ from dream_ray.train.policy import Policy, model_digest, reading_digest
 UNRELATED = {"report_to", "num_workers", "checkpoint_steps", "keep_checkpoints"}
 """Settings of a training that change nothing of what comes out."""
 
+SAMPLING_VERSION = 2
+"""Of every stage that samples answers, a benchmark's too: they share the engine's arguments (rollout/sampler.py)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -223,7 +226,7 @@ class Planner:
             "round": job.round,
             "share": job.share,
         }
-        sampling = self.plan(job.rollout_key, 2, settings, inputs)
+        sampling = self.plan(job.rollout_key, SAMPLING_VERSION, settings, inputs)
         rollouts = {"rollouts": sampling.ref.fingerprint}
         judging = self.plan(job.judge_key, 2, rollouts, {"observed": observed}, config.judge.chat, rubric.TASKS)
         return sampling, judging
