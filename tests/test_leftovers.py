@@ -12,7 +12,7 @@ import pytest
 
 from tests import leftovers
 from tests.conftest import REPOSITORY
-from tests.leftovers import SHARED_MEMORY, Leftovers
+from tests.leftovers import RAY, SHARED_MEMORY, Leftovers
 
 ROWS = 40
 
@@ -21,11 +21,15 @@ def test_what_is_left_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     left = Leftovers(tmp_path)
     assert left.left() == []
     segment, semaphore = (SHARED_MEMORY / f"{kind}-{tmp_path.name}" for kind in ("test", "sem.mp"))
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], env=left.environment)
+    waits = [sys.executable, "-c", "import time; time.sleep(30)"]
+    processes = [subprocess.Popen(waits, env=left.environment)]
+    (tmp_path / RAY).mkdir()
+    with (tmp_path / RAY / "agent.log").open("w") as log:  # as of Ray's agents, whose environment is not to be read
+        processes.append(subprocess.Popen(waits, env={}, stdout=log))
     try:
         segment.touch()
         (tmp_path / "model").mkdir()
-        assert [item.split(":")[0] for item in left.left()] == ["process", "shared memory", "temporary"]
+        assert [item.split(":")[0] for item in left.left()] == ["process", "process", "shared memory", "temporary"]
         semaphore.touch()
         monkeypatch.setattr(leftovers, "TRACKER", "a program that nobody runs")
         assert f"shared memory: {semaphore.name}" in left.left()
@@ -34,8 +38,9 @@ def test_what_is_left_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         segment.unlink()
         semaphore.unlink(missing_ok=True)
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
