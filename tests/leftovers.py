@@ -53,14 +53,8 @@ class Leftovers:
         return {f"process: {process.pid} {process.info['name']}" for process in running if self._is_mine(process)}
 
     def _is_mine(self, process: psutil.Process) -> bool:
-        """Whether it, read with its `environ`, has inherited the environment: drivers, Ray, its workers, engines. Ray writes
-        the titles of some over as much of theirs as it needs; they are known by the file of Ray's that they log to."""
-        if temporary := (process.info["environ"] or {}).get("TMPDIR"):
-            return temporary.startswith(str(self._folder))
-        try:
-            return any(file.path.startswith(str(self._folder)) for file in process.open_files())
-        except psutil.Error:  # it has ended, or is another user's
-            return False
+        """Whether it, read with its `environ`, is of the commands: drivers, Ray, its workers, engines."""
+        return started_for(process, "TMPDIR", self._folder)
 
     def _shared_memory(self) -> set[str]:
         """New segments, but for those in the memory of living processes of others: other tests run beside."""
@@ -72,6 +66,21 @@ class Leftovers:
             if any(TRACKER in " ".join(process.info["cmdline"] or ()) for process in others):
                 new = {path for path in new if not path.name.startswith(SEMAPHORES)}
         return {f"shared memory: {path.name}" for path in new}
+
+
+def started_for(process: psutil.Process, variable: str, folder: Path) -> bool:
+    """Whether a process, read with its `environ`, inherited a `variable` that names a folder or one below it.
+
+    Ray writes the titles of some over as much of their environment as it needs; those are known by the files that they log to,
+    where Ray's own folder is below it, too."""
+    if process.pid == os.getpid():  # it may read the folder's files
+        return False
+    if named := (process.info["environ"] or {}).get(variable):
+        return named.startswith(str(folder))
+    try:
+        return any(file.path.startswith(str(folder)) for file in process.open_files())
+    except psutil.Error:  # it has ended, or is another user's
+        return False
 
 
 def segments_of(process: psutil.Process) -> set[Path]:

@@ -29,6 +29,7 @@ from ray.util import get_node_ip_address
 
 from tests.cluster.machines import Machines
 from tests.conftest import REPOSITORY
+from tests.leftovers import started_for
 
 MARK = "DREAM_RAY_TEST_CLUSTER"
 """The environment variable by which the cluster's processes are known."""
@@ -72,7 +73,7 @@ class AutoscalingCluster:
 def processes(folder: Path) -> list[psutil.Process]:
     """Everything that the cluster in a folder started, with its `name` and `environ` as read once: it may end at any time."""
     running = psutil.process_iter(["name", "environ"])
-    return [process for process in running if (process.info["environ"] or {}).get(MARK) == str(folder)]
+    return [process for process in running if started_for(process, MARK, folder)]
 
 
 def wait_until(what: str, true: Callable[[], bool], seconds: float) -> None:
